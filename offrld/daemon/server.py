@@ -121,7 +121,7 @@ class Server:
 
     # ------------------------------------------------------------------------------------------------------------- requests
     async def _serve(self, endpoint: Endpoint) -> None:
-        taken, spent = 0, 0.0
+        count, spent = 0, 0.0
         while True:
             frames, sender = await endpoint.receive()
             began = time.perf_counter()
@@ -129,9 +129,9 @@ class Server:
                 self._take(endpoint, frames, sender, began)
             except Exception:
                 log.exception("a request was dropped")
-            taken, spent = taken + 1, spent + time.perf_counter() - began
-            if taken == BURST or spent > TURN_S:
-                taken, spent = 0, 0.0
+            count, spent = count + 1, spent + time.perf_counter() - began
+            if count == BURST or spent > TURN_S:
+                count, spent = 0, 0.0
                 await asyncio.sleep(0)
 
     def _take(self, endpoint: Endpoint, frames: list[bytes], sender: Any, began: float) -> None:

@@ -60,7 +60,7 @@ def test_a_crash_in_an_evaluation_names_the_environment(own_daemon, tmp_path, mo
         info = job.info()
         fault = "Fatal Python error: Segmentation fault in the environment's own code ("
         assert info.reason.startswith(f"the worker was killed by SIGSEGV: {fault}")
-        assert info.error["hint"].startswith("the environment, or a library of it, ended the process")
+        assert info.error["hint"].startswith("the environment or one of its libraries ended the process")
         assert "defect in offrld" not in str(info.error)
 
 

@@ -15,7 +15,7 @@ from offrld.daemon.queue.database import Connection, connect
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Connection]:
-    """The database of an empty queue."""
+    """Open the database of an empty queue."""
     db = connect(tmp_path / "queue.sqlite")
     yield db
     db.close()
@@ -23,7 +23,7 @@ def db(tmp_path: Path) -> Iterator[Connection]:
 
 @pytest.fixture(scope="session")
 def folders() -> Iterator[Callable[[], Path]]:
-    """Short temporary folders: a socket's path has at most 107 bytes."""
+    """Make short temporary folders: a socket's path has at most 107 bytes."""
     made: list[str] = []
 
     def make() -> Path:
@@ -37,7 +37,7 @@ def folders() -> Iterator[Callable[[], Path]]:
 
 @pytest.fixture
 def new_daemon(folders: Callable[[], Path]) -> Iterator[Callable[..., Daemon]]:
-    """Make a daemon, not started yet; ended after the test."""
+    """Make daemons that are not started yet and end after the test."""
     made: list[Daemon] = []
 
     def make(settings: str = "") -> Daemon:
@@ -51,7 +51,7 @@ def new_daemon(folders: Callable[[], Path]) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.fixture(scope="session")
 def daemon(folders: Callable[[], Path]) -> Iterator[Daemon]:
-    """A running daemon that many tests share: each uses names of its own and leaves nothing running."""
+    """Share a running daemon between tests: each test uses names of its own and leaves nothing running."""
     settings = "[slots]\ntrain = 4\nlight = 2\n[devices]\nthreads = 8\n[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 2\n"
     daemon = Daemon(folders(), settings).start()
     yield daemon

@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, and a bare ZeroMQ client that speaks to it through `offrl.wire`."""
+"""A real daemon in its own process, and a bare ZeroMQ client that talks to it with `offrl.wire`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from offrl.job import ImportSpec, TrainSpec
 from offrl.keys import ClientKey
 
 HERE = Path(__file__).resolve().parent
-DEADLINE_S = 120.0  # of a busy machine
+DEADLINE_S = 120.0  # on a busy machine
 _numbers = itertools.count()
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE_S) -> Any:
-    """Poll ``condition`` until it is true; its value."""
+    """Poll ``condition`` until it is true; return its value."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -44,21 +44,21 @@ def alive(pid: int) -> bool:
 
 
 def gateway(daemon: Daemon) -> int:
-    """The process that listens on the daemon's tcp address."""
+    """Return the process that listens on the daemon's tcp address."""
     assert daemon.process is not None
     children = [pid for task in Path(f"/proc/{daemon.process.pid}/task").glob("*/children") for pid in task.read_text().split()]
     return next(int(pid) for pid in children if b"offrld.daemon.transport.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 class Clock:
-    """The clock that a daemon started with ``--clock PATH`` sees: the machine's, set by somebody."""
+    """The clock of a daemon started with ``--clock PATH``: the machine's clock plus an offset that the test sets."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.set(0)
 
     def set(self, seconds: float) -> None:
-        """Set the offset from the machine's clock. The daemon reads the file at any moment, so that it is never empty or half-written."""
+        """Set the offset from the machine's clock. The file is replaced, because the daemon may read it at any moment."""
         beside = self.path.with_suffix(".new")
         beside.write_text(str(seconds))
         beside.replace(self.path)
@@ -82,7 +82,7 @@ class Connection:
         return number
 
     def raw(self, frames: list[bytes], seconds: float = DEADLINE_S) -> list[bytes] | None:
-        """Send any frames; the reply's, or None where there is none in time."""
+        """Send any frames; return those of the reply, or None if none comes in time."""
         self.socket.send_multipart(frames)
         return self.socket.recv_multipart() if self.socket.poll(seconds * 1000) else None
 
@@ -98,14 +98,14 @@ class Connection:
 
 
 class Daemon:
-    """The daemon of one state folder; it can be started again on the same."""
+    """The daemon of one state folder, which can be started on it again and again."""
 
     def __init__(self, folder: Path, settings: str = "") -> None:
         self.state = folder / "state"
         self.state.mkdir(exist_ok=True)
         self.output = folder / "stderr.txt"
         self.process: subprocess.Popen[bytes] | None = None
-        if "[retry]" not in settings:  # a crash is the end, where the test is not about what comes after it
+        if "[retry]" not in settings:  # a crash is final, unless the test is about retries
             settings += "\n[retry]\nattempts = 1\n"
         (self.state / "offrld.toml").write_text(settings)
         self.context = zmq.Context()
@@ -116,7 +116,7 @@ class Daemon:
         return f"ipc://{self.state}/run/offrld.sock"
 
     def start(self, *options: str, answer: bool = True) -> Daemon:
-        """Start it, and unless ``answer`` is False, wait until it answers."""
+        """Start it, and wait until it answers unless ``answer`` is False."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "daemon_program.py"), "--state-dir", str(self.state), *options], stderr=output, stdout=output
@@ -127,7 +127,7 @@ class Daemon:
         return self
 
     def refused(self, *options: str, **environment: str) -> tuple[int, list[str]]:
-        """Start another daemon that is expected to refuse: its exit status and what it says."""
+        """Start another daemon that should refuse; return its exit status and output."""
         command = [sys.executable, str(HERE / "daemon_program.py"), *(options or ("--state-dir", str(self.state)))]
         done = subprocess.run(command, stderr=subprocess.PIPE, timeout=DEADLINE_S, env={**os.environ, **environment})
         return done.returncode, done.stderr.decode().splitlines()
@@ -140,14 +140,14 @@ class Daemon:
         return self.connection.ask(request, seconds)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash of the daemon is."""
+        """Send SIGKILL, like a crash of the daemon."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
         self._disconnect()
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM; return the exit status."""
         assert self.process is not None
         self.process.terminate()
         status = self.process.wait(DEADLINE_S)
@@ -189,7 +189,7 @@ class Daemon:
         return self.ask(wire.Submit(spec=spec, **request)).job
 
     def dataset(self, name: str, format: str | None = None) -> str:
-        """Import a dataset and wait for it; its name."""
+        """Import a dataset and wait for it; return its name."""
         assert self.wait(self.import_(name, format)).state == "succeeded"
         return name
 
@@ -204,7 +204,7 @@ class Daemon:
         return until(lambda: (info := self.job(job)) and (info.state in states if states else info.state.ended) and info, f"{job} {states}")
 
     def events(self, job: str) -> list[wire.Event]:
-        """All events so far, asked for in small parts."""
+        """Return all events so far, requested in small parts."""
         found: list[wire.Event] = []
         while True:
             part = self.ask(wire.GetEvents(job=job, cursor=found[-1].n if found else 0, limit=7))
@@ -213,7 +213,7 @@ class Daemon:
                 return found
 
     def attempts(self, job: str) -> list[tuple[int, int, str]]:
-        """Attempt number, process id, snapshot of every worker that the job had."""
+        """Return attempt number, process id and snapshot of every worker of the job."""
         path = self.state / "jobs" / job / "attempts.txt"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(number), int(pid), snapshot) for number, pid, snapshot in (line.split() for line in lines)]

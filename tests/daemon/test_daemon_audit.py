@@ -1,4 +1,4 @@
-"""The audit log: rotated, read in parts, not washed away, and never in the way of the service."""
+"""The audit log: rotated, read in parts, never flooded, and never in the way of the service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CALLER = Caller("arm1", "submitter", "10.0.0.7", "0" * 64)
 
 
 def write(path: Path, acts: list[dict], *, max_bytes: int = 1 << 20, keep: int = 3) -> None:
-    """Record acts and wait until each is on the disk."""
+    """Record acts and wait until each is on disk."""
 
     async def work() -> None:
         log = Audit(path, max_bytes=max_bytes, keep=keep)
@@ -30,7 +30,7 @@ def numbers(path: Path, **more: float) -> list[int]:
     return [entry["n"] for entry in entries(path, more.get("since", 0.0), int(more.get("after", 0)), int(more.get("limit", 10_000)))[0]]
 
 
-def test_old_parts_are_kept_up_to_their_number_and_lines_count_on(tmp_path: Path) -> None:
+def test_old_parts_are_kept_up_to_the_limit_and_numbers_continue(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     for start in range(0, 100, 25):  # four daemons, one after the other
         write(path, [{"job": f"j{start + number}"} for number in range(25)], max_bytes=2000)
@@ -44,7 +44,7 @@ def test_old_parts_are_kept_up_to_their_number_and_lines_count_on(tmp_path: Path
     assert (newest["job"], newest["caller"], newest["address"]) == ("j99", "arm1", "10.0.0.7")
 
 
-def test_settled_waits_for_all_that_was_noted_before(tmp_path: Path) -> None:
+def test_settled_waits_for_every_earlier_entry(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
 
     async def work() -> None:
@@ -61,7 +61,7 @@ def test_settled_waits_for_all_that_was_noted_before(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
-def test_a_place_in_a_long_log_is_found(tmp_path: Path) -> None:
+def test_entries_in_a_long_log_are_found_by_bisection(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     path.write_text("".join(json.dumps({"n": n, "time": float(n), "job": "j" * (n % 300)}) + "\n" for n in range(1, 5001)))
     for after in (0, 1, 137, 2500, 4998, 4999, 5000):
@@ -70,7 +70,7 @@ def test_a_place_in_a_long_log_is_found(tmp_path: Path) -> None:
     assert numbers(path, since=4998.0) == [4998, 4999, 5000]
 
 
-def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     write(path, [{}, {}])
     path.write_bytes(path.read_bytes()[:-10])
@@ -79,7 +79,7 @@ def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path) ->
     assert numbers(path) == [1, 2]  # the torn one was number 2
 
 
-def test_refusals_do_not_wash_the_log_away(tmp_path: Path) -> None:
+def test_refusals_do_not_flood_the_log(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     write(path, [{"outcome": "not_allowed"}] * 500 + [{"job": "last"}])
     found, _ = entries(path, 0.0, 0, 1000)
@@ -87,7 +87,7 @@ def test_refusals_do_not_wash_the_log_away(tmp_path: Path) -> None:
     assert found[-1]["job"] == "last"
 
 
-def test_a_log_that_cannot_be_written_stops_nobody_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_written_stops_nobody_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "audit.log"
     path.mkdir()
     write(path, [{"job": "j1"}])

@@ -1,4 +1,4 @@
-"""A back-up of a daemon that works meanwhile, and the daemon that is started on what was restored from it."""
+"""A back-up of a working daemon, and a daemon started on the restored state folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frozen(daemon: Daemon) -> list[Path]:
 
 @pytest.fixture
 def restored(new_daemon):
-    """Restore a back-up into a daemon of its own, not started yet."""
+    """Restore a back-up into the folder of a new daemon, which is not started yet."""
 
     def restore(source: Path) -> Daemon:
         daemon = new_daemon()
@@ -49,7 +49,7 @@ def restored(new_daemon):
     return restore
 
 
-def test_jobs_go_on_after_a_restore_where_they_were(new_daemon, restored, tmp_path: Path) -> None:
+def test_jobs_continue_after_a_restore(new_daemon, restored, tmp_path: Path) -> None:
     daemon = new_daemon("[slots]\ntrain = 2\n[limits]\nunfinished = 77\n").start()
     data = daemon.dataset("data")
     done = daemon.train(data, key="done", seeds=[1, 2])
@@ -84,7 +84,7 @@ def test_jobs_go_on_after_a_restore_where_they_were(new_daemon, restored, tmp_pa
     assert daemon.ask(wire.OpenArtifact(job=done, kind="metrics")).ready
 
 
-def test_what_is_removed_or_replaced_while_it_is_copied_is_in_the_back_up(new_daemon, tmp_path: Path) -> None:
+def test_files_removed_or_replaced_during_the_copy_are_in_the_back_up(new_daemon, tmp_path: Path) -> None:
     daemon = new_daemon().start()
     data = daemon.dataset("data")
     job = daemon.train(data)
@@ -107,7 +107,7 @@ def test_what_is_removed_or_replaced_while_it_is_copied_is_in_the_back_up(new_da
         daemon.ask(wire.ReadBackup(backup=begun.backup, path="queue.sqlite", offset=0, size=10))
 
 
-def test_back_ups_that_were_given_up_are_bounded_and_forgotten(new_daemon) -> None:
+def test_abandoned_back_ups_are_bounded_and_deleted(new_daemon) -> None:
     daemon = new_daemon().start()
     for _ in range(4):
         daemon.ask(wire.BeginBackup())

@@ -1,4 +1,4 @@
-"""What the daemon reports about itself: the overview, the checks of itself, its settings one by one."""
+"""What the daemon reports about itself: the overview, its checks, its settings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_overview_has_the_running_ones_the_queue_in_its_order_and_the_last_t
     assert 0 <= later.daemon_cpu_percent <= 100
 
 
-def test_a_curve_is_the_metric_that_was_asked_for(new_daemon: Callable[..., Daemon]) -> None:
+def test_a_curve_shows_the_requested_metric(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon("[grace]\nstop_s = 1\n").start()
     daemon.dataset("a")
     job = daemon.train("a", "slow", steps=100_000)
@@ -81,7 +81,7 @@ def test_a_curve_is_the_metric_that_was_asked_for(new_daemon: Callable[..., Daem
     assert daemon.ask(wire.Overview(metric="a\"b')--")).history == {}  # no way into the query
 
 
-def test_a_card_is_shown_and_a_driver_that_hangs_holds_up_nobody(
+def test_a_card_is_shown_and_a_hung_driver_delays_nobody(
     new_daemon: Callable[..., Daemon], folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = folders()
@@ -105,7 +105,7 @@ def test_a_card_is_shown_and_a_driver_that_hangs_holds_up_nobody(
     assert until(lambda: not asking.is_running())
 
 
-def test_what_nvidia_smi_does_not_know_is_none() -> None:
+def test_figures_that_nvidia_smi_lacks_are_none() -> None:
     found = parse_cards("0, NVIDIA GB10, 5, [N/A], [N/A], 40, [N/A]\nNo devices were found\n1, B, 1, 2, 3, 4, 5\n")
     assert [card.index for card in found] == [0, 1]
     assert (found[0].memory_bytes, found[0].power_w, found[0].temperature_c) == (None, None, 40)
@@ -117,7 +117,7 @@ def statuses(checks: list[wire.Check]) -> dict[str, str]:
     return {check.name: check.status for check in checks}
 
 
-def test_a_sound_daemon_finds_nothing(new_daemon: Callable[..., Daemon]) -> None:
+def test_a_sound_daemon_passes_its_checks(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon().start()
     told = daemon.ask(wire.Checkup())
     wanted = {"permissions", "socket", "confinement", "disk space", "disk speed", "database", "queue"}
@@ -127,7 +127,7 @@ def test_a_sound_daemon_finds_nothing(new_daemon: Callable[..., Daemon]) -> None
     assert not list((daemon.state / "cache").glob(".checkup-*"))
 
 
-def test_devices_are_looked_at_by_a_worker(new_daemon: Callable[..., Daemon]) -> None:
+def test_a_worker_checks_the_devices(new_daemon: Callable[..., Daemon]) -> None:
     import torch
 
     told = new_daemon().start().ask(wire.Checkup(part="devices"), 100)
@@ -147,7 +147,7 @@ def test_a_worker_that_cannot_load_torch_is_a_failed_check(folders: Callable[[],
     assert {check["name"] for check in told["checks"]} >= {"torch", "kernels", "onnx"}
 
 
-def test_what_is_wrong_is_found(folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_permissions_and_settings_are_found(folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = folders() / "state"
     state = StateFolder(root)
     state.prepare()
@@ -191,7 +191,7 @@ def test_a_damaged_database_is_found(folders: Callable[[], Path]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- settings
-def test_every_setting_is_told_with_its_source(new_daemon: Callable[..., Daemon]) -> None:
+def test_every_setting_is_listed_with_its_source(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon('log_level = "warning"\n[slots]\ntrain = 3\n').start()
     told = {setting.name: setting for setting in daemon.ask(wire.GetSettings()).settings}
     assert (told["slots.train"].value, told["slots.train"].default, told["slots.train"].source) == (3, "auto", "file")
@@ -201,7 +201,7 @@ def test_every_setting_is_told_with_its_source(new_daemon: Callable[..., Daemon]
     assert all(setting.help and setting.type for setting in told.values())
 
 
-def test_a_setting_of_the_environment_is_told_as_such(folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_from_the_environment_is_listed_as_such(folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folders()
     monkeypatch.setenv("OFFRLD_STATE_DIR", str(folder))
     settings, sources = load_with_sources(None, None, None)

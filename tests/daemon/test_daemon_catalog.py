@@ -1,4 +1,4 @@
-"""Train jobs are checked against what the describe worker says: every mistake is one line that names the value."""
+"""Checks of train jobs against the describe worker's catalog: every mistake gives one line that names the value."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class EveryType:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"algorithms": 3}', b'{"algorithms": [{}], "environments": []}'])
-def test_what_is_no_description_is_refused(data: bytes) -> None:
+def test_an_invalid_description_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         parse(data)
 
@@ -186,7 +186,7 @@ def part_check(**spec) -> TrainSpec:
     return checked(TrainSpec(**{"algorithm": "a", "dataset": "d", **spec}), catalog, None)
 
 
-def test_what_is_unknown_names_where_to_look() -> None:
+def test_an_unknown_name_says_where_to_look() -> None:
     with pytest.raises(Unknown) as refused:
         part_check(config={"zzz": 1})
     assert refused.value.hint == "`offrl algos a` lists them"

@@ -1,4 +1,4 @@
-"""Settings, addresses and the state folder: every mistake is one line, and says what to do."""
+"""Settings, addresses and the state folder: every mistake gives one line that says what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(tmp_path: Path, text: str) -> str:
     return str(tmp_path)
 
 
-def test_the_command_line_comes_before_the_environment_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_environment_and_that_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "other.toml"
     config.write_text('state_dir = "/from/file"\nbind = "ipc:///file.sock"\n[slots]\ntrain = 3\n')
     settings = load(None, None, str(config))
@@ -67,7 +67,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, error: type[Excepti
     assert "offrld.toml" in str(caught.value) + caught.value.hint
 
 
-def test_a_config_file_that_is_named_must_be_there() -> None:
+def test_a_named_config_file_must_exist() -> None:
     with pytest.raises(InvalidInput, match=r"no\.toml does not exist"):
         load(None, None, "/no.toml")
 
@@ -126,7 +126,7 @@ def test_a_daemon_that_cannot_start_says_why_in_one_line(new_daemon, options: tu
     assert words in lines[0]
 
 
-def test_a_file_that_is_no_socket_is_left_alone_and_a_dead_socket_is_replaced(new_daemon) -> None:
+def test_a_plain_file_is_left_alone_and_a_dead_socket_is_replaced(new_daemon) -> None:
     daemon = new_daemon()
     path = daemon.state / "run" / "offrld.sock"
     path.parent.mkdir()
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_socket_is_left_alone_and_a_dead_socket_is_replaced(ne
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, folders) -> None:
+def test_systemd_is_notified(monkeypatch: pytest.MonkeyPatch, folders) -> None:
     path = str(folders() / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(path)

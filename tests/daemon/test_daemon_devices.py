@@ -1,4 +1,4 @@
-"""Placing jobs on cards and CPU threads, as the pure function that it is."""
+"""Placement of jobs on cards and CPU threads, tested as a pure function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offrl.errors import InvalidInput
 from offrld.daemon.workers.placement import CONTEXT_MB, MB, Card, Inventory, Need, Place, Plan, check, inventory, need, parse, visible
 
 
-def test_what_a_job_takes_is_asked_for_or_measured_or_guessed() -> None:
+def test_the_need_of_a_job_is_set_measured_or_estimated() -> None:
     spec = {"device": "auto", "threads": 2, "seeds": [0, 1]}
     assert need(spec, cards=False) == Need(2)
     assert need({**spec, "device": "cpu"}, cards=True) == Need(2)
@@ -31,19 +31,19 @@ def test_what_a_job_takes_is_asked_for_or_measured_or_guessed() -> None:
         (Need(1, "any", 9000, firm=True), "9000 MB"),
     ],
 )
-def test_what_can_never_run_here_is_refused(wanted: Need, words: str) -> None:
+def test_a_job_that_can_never_run_here_is_refused(wanted: Need, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         check(wanted, Inventory(8, (Card("a", 2000), Card("b", 8000))))
 
 
-def test_a_guess_is_never_a_reason_to_refuse_but_has_the_card_for_itself() -> None:
+def test_a_job_whose_estimate_exceeds_the_card_runs_alone_on_it() -> None:
     cards = Inventory(8, (Card("a", 2000, slots=2),))
     plan = Plan(cards, [])
     assert plan.offer(Need(1, "any", 50_000)) == Place(1, 0, 2000)
     assert plan.offer(Need(1, "any", 100)) is None
 
 
-def test_the_emptiest_card_is_taken_and_a_named_one_is_waited_for() -> None:
+def test_the_emptiest_card_is_chosen_and_a_job_waits_for_a_named_one() -> None:
     cards = Inventory(16, (Card("a", 1000, 2), Card("b", 2000, 2)))
     used = [Place(1, 1, 100)]
     assert Plan(cards, used).offer(Need(1, "any", 100)).card == 0
@@ -55,7 +55,7 @@ def test_the_emptiest_card_is_taken_and_a_named_one_is_waited_for() -> None:
 
 
 def test_small_jobs_never_keep_a_large_one_out() -> None:
-    """Jobs of random sizes come without end; the one that waits first starts at the latest when all that ran before it have ended."""
+    """Jobs of random sizes keep coming; the first waiting job starts at the latest when all jobs before it have ended."""
     random_ = random.Random(5)
     cards = Inventory(8, (Card("a", 1000, 2), Card("b", 3000, 3)))
     waited = 0

@@ -63,7 +63,7 @@ def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]
 
 
 def refusal(folder: Path, text: str | bytes) -> str | None:
-    """What is said of an offrld.toml; None where it is approved."""
+    """Return what ``--check-config`` says about an offrld.toml; None if it approves."""
     folder.mkdir(exist_ok=True)
     (folder / "offrld.toml").write_bytes(text.encode() if isinstance(text, str) else text)
     try:
@@ -80,7 +80,7 @@ def toml(values: dict[str, str]) -> str:
     return "\n".join([*plain, *(f"{name} = {value}" for name, value in values.items() if "." in name)]) + "\n"
 
 
-def test_what_is_approved_starts_and_works_and_all_else_is_refused_in_one_line(new_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_approved_settings_start_and_work_and_all_others_are_refused_in_one_line(new_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     approved: dict[str, list[str]] = {}
     for name in fields():
         for value in [*NUMBERS, *OTHERS]:
@@ -138,9 +138,7 @@ def test_what_is_approved_starts_and_works_and_all_else_is_refused_in_one_line(n
         (b'metrics_port = 1\nmetrics_host = "192.0.2.1"', "metrics cannot be served"),
     ],
 )
-def test_a_file_that_cannot_be_meant_is_refused_alike_by_the_check_and_at_the_start(
-    new_daemon: Callable[..., Daemon], text: bytes, said: str
-) -> None:
+def test_an_unusable_file_is_refused_by_the_check_and_at_the_start_alike(new_daemon: Callable[..., Daemon], text: bytes, said: str) -> None:
     import re
 
     daemon = new_daemon()
@@ -152,7 +150,7 @@ def test_a_file_that_cannot_be_meant_is_refused_alike_by_the_check_and_at_the_st
     assert re.search(said, checked[1][0]), checked
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert refusal(tmp_path / "state", b'\xef\xbb\xbflog_level = "debug"\n') is None
 
 
@@ -183,7 +181,7 @@ def requests() -> list[type[wire.Request]]:
 
 
 def example(model: type[BaseModel]) -> dict[str, Any]:
-    """The least that a request has to have."""
+    """Return the required fields of a request."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if field.is_required():

@@ -1,4 +1,4 @@
-"""Nobody uses up what is another's: limits on every way into the queue, lists of any size in parts, datasets with owners."""
+"""Fairness: limits on every way into the queue, lists of any size in parts, datasets with owners, no long transactions."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_retention_counts_each_owner_s_jobs_by_themselves(db: Connection) -> Non
 
 
 # ---------------------------------------------------------------------------------------------------------------------- lists
-def test_a_list_of_datasets_comes_in_parts_and_cuts_what_is_fat(db: Connection) -> None:
+def test_a_list_of_datasets_comes_in_parts_and_cuts_large_entries(db: Connection) -> None:
     fat = {f"attribute {number}": "x" * 1000 for number in range(1200)}
     for number in range(3000):
         keep(db, f"data-{number:04d}", metadata={"note": "y" * 500})
@@ -136,7 +136,7 @@ def test_metrics_of_any_number_of_seeds_fit_into_a_message() -> None:
 
 
 def fill(db: Connection) -> None:
-    """300 jobs that failed for a long reason, then 4,100 that wait, each of another owner."""
+    """Queue 300 jobs that failed with a long reason, then 4,100 waiting jobs, each of another owner."""
     spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
     for number in range(300):
         job = queue.submit(db, spec, owner=f"owner-{number:05d}")[0]
@@ -171,7 +171,7 @@ def bounded(state: StateFolder, name: str, limit: int | None) -> None:
     (state.datasets / name / "schema.json").write_text(json.dumps({"limit": {"transitions": limit}} if limit else {}))
 
 
-def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection, tmp_path: Path) -> None:
+def test_nobody_evicts_episodes_of_another_owner_s_dataset(db: Connection, tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     for name, owner, limit in (("buffer", "arm1", 100), ("open", "arm1", None), ("old", "arm1", 100)):
         keep(db, name, owner)
@@ -199,7 +199,7 @@ def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection,
 
 
 # ---------------------------------------------------------------------------------------------------------------------- loops
-def test_a_loop_goes_on_after_a_failed_pass_and_tells_of_lasting_trouble(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loop_continues_after_a_failed_pass_and_reports_lasting_trouble(caplog: pytest.LogCaptureFixture) -> None:
     passes, turns = Passes(), []
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Any number of connections, at either address, with few descriptors to be had: the daemon goes on and answers."""
+"""Floods of connections at either address, with few free descriptors: the daemon keeps answering."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def port(daemon: Daemon) -> str:
 
 
 def work(daemon: Daemon, rounds: int) -> None:
-    """What clients on the machine do: connect anew, ask, submit a job, follow it."""
+    """Do what clients on the machine do: connect, ask, submit a job, follow it."""
     for _ in range(rounds):
         with Client(daemon.url, timeout=20, patience=30) as client:
             assert client.ping().protocol == wire.PROTOCOL
@@ -94,7 +94,7 @@ def test_a_flood_at_the_local_socket_keeps_nobody_out(new_daemon: Callable[..., 
     assert daemon.stop() == 0
 
 
-def test_what_listens_on_the_network_is_started_again(new_daemon: Callable[..., Daemon]) -> None:
+def test_the_gateway_is_restarted(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
     url = f"tcp://127.0.0.1:{port(daemon)}"
     with Client(url, patience=30) as client:
@@ -118,14 +118,14 @@ def _caller(url: str) -> str | None:
         return None
 
 
-def test_it_ends_with_a_daemon_that_was_killed(new_daemon: Callable[..., Daemon]) -> None:
+def test_the_gateway_ends_with_a_killed_daemon(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
     pid = gateway(daemon)
     daemon.kill()
     until(lambda: not alive(pid))
 
 
-def test_an_address_that_is_taken_is_said_in_one_line(new_daemon: Callable[..., Daemon]) -> None:
+def test_an_address_in_use_is_reported_in_one_line(new_daemon: Callable[..., Daemon]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         daemon = new_daemon("insecure = true\n")
         status, lines = daemon.refused("--state-dir", str(daemon.state), "--bind", f"tcp://127.0.0.1:{taken.getsockname()[1]}")
@@ -134,7 +134,7 @@ def test_an_address_that_is_taken_is_said_in_one_line(new_daemon: Callable[..., 
 
 
 def test_a_client_may_send_much_before_it_reads(new_daemon: Callable[..., Daemon]) -> None:
-    """Five hundred requests at once over tcp: each is answered, or told to wait."""
+    """Five hundred requests at once over tcp: each gets its reply, or a request to wait."""
     daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
     from daemon_harness import Connection
 

@@ -1,4 +1,4 @@
-"""Clients that misuse the socket below the level of a message: they fill no memory, and the others are answered."""
+"""Clients that misuse the socket below the level of messages: they fill no memory, and other clients get their replies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def small(new_daemon) -> Daemon:
 
 
 def connected(daemon: Daemon) -> socket.socket:
-    """A connection that has said it is a DEALER, to be written to byte by byte."""
+    """Open a connection that has identified itself as a DEALER, for raw bytes."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(DEADLINE_S)
     connection.connect(daemon.url.removeprefix("ipc://"))
@@ -48,7 +48,7 @@ def raw(small: Daemon) -> Iterator[socket.socket]:
 
 
 def peak_mb(daemon: Daemon) -> int:
-    """The most that the daemon has held in memory."""
+    """Return the peak memory of the daemon in MB."""
     assert daemon.process is not None
     with open(f"/proc/{daemon.process.pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
@@ -66,8 +66,8 @@ def closed(connection: socket.socket, part: bytes, seconds: float = DEADLINE_S) 
     return False
 
 
-def test_a_message_that_never_ends_is_broken_off(small: Daemon, raw: socket.socket) -> None:
-    """Frames of a megabyte, each with the mark that more follow: ZeroMQ would keep them for ever."""
+def test_an_endless_message_closes_its_connection(small: Daemon, raw: socket.socket) -> None:
+    """Frames of a megabyte, each marked as not the last: ZeroMQ would keep them for ever."""
     begun = peak_mb(small)
     assert closed(raw, b"\x03" + CHUNK.to_bytes(8, "big") + b"x" * CHUNK)
     until(lambda: "connections were closed" in small.output.read_text())
@@ -75,14 +75,14 @@ def test_a_message_that_never_ends_is_broken_off(small: Daemon, raw: socket.sock
     until(lambda: small.connect().ask(wire.Ping()))
 
 
-def test_small_frames_without_end_are_broken_off_too(small: Daemon, raw: socket.socket) -> None:
+def test_endless_small_frames_close_their_connection_too(small: Daemon, raw: socket.socket) -> None:
     assert closed(raw, b"\x01\x01x" * 100_000)
     until(lambda: "connections were closed" in small.output.read_text())
 
 
 @pytest.mark.parametrize(("silent", "closes"), [(1, False), (8, True)])
-def test_clients_that_never_read_their_answers_fill_no_memory_and_hold_up_nobody(small: Daemon, silent: int, closes: bool) -> None:
-    """What one does not read is thrown away, once 64 answers wait; where many keep too much together, connections are closed."""
+def test_clients_that_never_read_replies_fill_no_memory_and_delay_nobody(small: Daemon, silent: int, closes: bool) -> None:
+    """Replies that a client does not read are dropped once 64 wait; if many clients together keep too much, connections are closed."""
     job = small.train(small.dataset("data"))
     small.wait(job)
     small.state.joinpath("jobs", job, "log.txt").write_bytes(b"x" * LOG_PART)
@@ -140,7 +140,7 @@ def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
     assert small.connect().ask(wire.Ping()).protocol == wire.PROTOCOL
 
 
-def test_clients_that_are_told_to_wait_finish_their_uploads(new_daemon, tmp_path) -> None:
+def test_clients_that_have_to_wait_finish_their_uploads(new_daemon, tmp_path) -> None:
     """Four at once send more than the daemon holds: each goes on from what had arrived."""
     daemon = new_daemon("input_memory_mb = 32\n[workers]\nspare = 0\n").start()
     (tmp_path / "data.bin").write_bytes(random.Random(1).randbytes(12 << 20))

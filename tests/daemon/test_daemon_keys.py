@@ -1,4 +1,4 @@
-"""Keys on tcp with real sockets: who is let in, who is not, what each role may do, and that a key is shut out at once."""
+"""Keys on tcp with real sockets: which keys are accepted, what each role may do, and that a removed key is refused at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = "max_connections = 40\n[slots]\ntrain = 2\n[grace]\ncancel_s = 0.3\np
 
 
 class Keyed:
-    """A daemon that listens on tcp with keys, and clients of it by the name of their key."""
+    """A daemon that listens on tcp with keys, and its clients by the name of their key."""
 
     def __init__(self, daemon: Daemon, folder: Path) -> None:
         self.daemon, self.folder = daemon, folder
@@ -36,7 +36,7 @@ class Keyed:
         self._open: list[Client] = []
 
     def key(self, name: str, role: str | None = None, *, server: str | None = None) -> Path:
-        """A key file; let in where a role is given."""
+        """Make a key file; the daemon accepts the key if ``role`` is given."""
         path = self.folder / f"{name}.key"
         pair = keys.KeyPair.new()
         keys.write_client(path, name, pair, keys.server_pair(self.daemon.state).public if server is None else server)
@@ -76,7 +76,7 @@ def keyed(shared: Keyed) -> Iterator[Keyed]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- handshake
-def test_a_listed_key_is_let_in_and_known_by_name(keyed: Keyed) -> None:
+def test_a_listed_key_is_accepted_and_known_by_name(keyed: Keyed) -> None:
     pong = keyed.client("known", "reader").ping()
     assert (pong.caller, pong.role) == ("known", "reader")
     with Client(keyed.daemon.url) as local:  # the local socket is there beside the tcp address
@@ -93,7 +93,7 @@ def refused(keyed: Keyed, path: Path | str) -> NotAllowed:
     return caught.value
 
 
-def test_a_key_that_is_not_listed_is_refused_with_the_command_that_lets_it_in(keyed: Keyed) -> None:
+def test_an_unlisted_key_is_refused_with_the_command_that_adds_it(keyed: Keyed) -> None:
     path = keyed.key("stranger")
     error = refused(keyed, path)
     assert "'stranger'" in str(error)
@@ -101,7 +101,7 @@ def test_a_key_that_is_not_listed_is_refused_with_the_command_that_lets_it_in(ke
     assert keys.read_client(path).secret not in str(error) + error.hint + keyed.daemon.output.read_text()
 
 
-def test_a_client_without_a_key_is_told_how_to_get_one(keyed: Keyed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_client_without_a_key_sees_how_to_get_one(keyed: Keyed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     error = refused(keyed, "")
     assert "OFFRL_KEY" in str(error)
     assert "offrl keys new" in error.hint
@@ -113,14 +113,14 @@ def test_a_client_without_a_key_is_told_how_to_get_one(keyed: Keyed, monkeypatch
         Client("tcp://192.0.2.1:7733")
 
 
-def test_a_daemon_with_another_key_is_not_believed(keyed: Keyed) -> None:
+def test_a_daemon_with_another_key_is_not_trusted(keyed: Keyed) -> None:
     error = refused(keyed, keyed.key("deceived", "operator", server=keys.KeyPair.new().public))
     assert "not the daemon" in str(error)
     assert "offrl keys server" in error.hint
     assert "does not name the daemon's public key" in str(refused(keyed, keyed.key("half", "operator", server="")))
 
 
-def test_a_secret_that_others_may_read_is_not_used(keyed: Keyed) -> None:
+def test_a_secret_key_that_others_can_read_is_not_used(keyed: Keyed) -> None:
     path = keyed.key("open", "reader")
     path.chmod(0o644)
     assert "0644" in str(refused(keyed, path))
@@ -135,7 +135,7 @@ def test_a_key_is_not_shown_to_a_daemon_without_keys(new_daemon: Callable[..., D
         assert (anyone.ping().caller, anyone.ping().role) == ("anyone", "operator")
 
 
-def test_the_key_file_of_the_host_comes_before_the_common_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_key_file_of_the_host_overrides_the_common_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("OFFRL_KEY", raising=False)
     assert keys.find("tcp://box:7733") is None
@@ -193,7 +193,7 @@ def test_every_request_has_a_handler_and_a_least_role_and_an_example_here() -> N
 
 @pytest.mark.parametrize("role", keys.ROLES)
 @pytest.mark.parametrize("kind", sorted(wire.REQUESTS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
-def test_each_role_may_do_just_what_the_table_says(keyed: Keyed, role: str, kind: type[wire.Request]) -> None:
+def test_each_role_may_do_exactly_what_the_table_says(keyed: Keyed, role: str, kind: type[wire.Request]) -> None:
     client = keyed.client(f"role-{role}", role)
     with Client(keyed.daemon.url) as local:
         datasets = {found.name for found in local.request(wire.ListDatasets()).datasets}
@@ -215,7 +215,7 @@ def test_each_role_may_do_just_what_the_table_says(keyed: Keyed, role: str, kind
     assert (code != "not_allowed") is allowed, code
 
 
-def test_a_submitter_touches_its_own_jobs_only(keyed: Keyed) -> None:
+def test_a_submitter_changes_its_own_jobs_only(keyed: Keyed) -> None:
     dataset = keyed.daemon.dataset("owned")
     spec = TrainSpec(algorithm="anything", dataset=dataset, steps=3, config={"behaviour": "hang"})
     mine, other, operator = keyed.client("mine", "submitter"), keyed.client("other", "submitter"), keyed.client("boss", "operator")
@@ -234,7 +234,7 @@ def test_a_submitter_touches_its_own_jobs_only(keyed: Keyed) -> None:
     operator.request(wire.ControlJob(job=local, action="cancel"))
 
 
-def test_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
+def test_the_user_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
     arm1, arm2, looks = keyed.client("arm1", "submitter"), keyed.client("arm2", "submitter"), keyed.client("looks", "reader")
     empty = wire.FileEntry(path="a.bin", size=0, sha256=hashlib.sha256(b"").hexdigest())
     arm1.request(wire.OpenUpload(upload="up-of-arm1", files=[empty]))
@@ -257,7 +257,7 @@ def test_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
         arm1.remove_upload("up-left")
 
 
-def test_a_reader_learns_of_a_refusal_before_anything_is_done(keyed: Keyed) -> None:
+def test_a_reader_is_refused_before_anything_happens(keyed: Keyed) -> None:
     reader = keyed.client("only-looks", "reader")
     with pytest.raises(NotAllowed, match=r"key 'only-looks' \(reader\) may not submit: that needs the role submitter"):
         reader.request(wire.Submit(spec=ImportSpec(dataset="sneaked", upload="u")))
@@ -265,7 +265,7 @@ def test_a_reader_learns_of_a_refusal_before_anything_is_done(keyed: Keyed) -> N
 
 
 # ---------------------------------------------------------------------------------------------------------------- revocation
-def test_a_key_that_is_removed_is_shut_out_at_once_also_on_an_open_connection(keyed: Keyed) -> None:
+def test_a_removed_key_is_refused_at_once_even_on_an_open_connection(keyed: Keyed) -> None:
     client = keyed.client("leaving", "operator")
     client.ping()
     keys.remove(keyed.daemon.state, "leaving")
@@ -276,7 +276,7 @@ def test_a_key_that_is_removed_is_shut_out_at_once_also_on_an_open_connection(ke
     assert client.ping().role == "reader"
 
 
-def test_another_role_counts_at_once(keyed: Keyed) -> None:
+def test_a_new_role_takes_effect_at_once(keyed: Keyed) -> None:
     client = keyed.client("demoted", "operator")
     assert client.ping().role == "operator"
     keys.set_role(keyed.daemon.state, "demoted", "reader")
@@ -289,7 +289,7 @@ def test_another_role_counts_at_once(keyed: Keyed) -> None:
     until(lambda: client.ping().role == "submitter")
 
 
-def test_who_waits_for_an_event_gets_none_after_the_key_was_removed(keyed: Keyed) -> None:
+def test_a_waiting_client_gets_no_event_after_its_key_was_removed(keyed: Keyed) -> None:
     dataset = keyed.daemon.dataset("waited-for")
     job = keyed.daemon.train(dataset, "hang")
     until(lambda: keyed.daemon.events(job)[-1].type == "progress", "the last event before the job hangs")
@@ -305,7 +305,7 @@ def test_who_waits_for_an_event_gets_none_after_the_key_was_removed(keyed: Keyed
     connection.socket.close()
 
 
-def test_a_damaged_file_lets_nobody_in_and_harms_nobody_else(keyed: Keyed) -> None:
+def test_a_damaged_key_file_is_refused_and_affects_no_other_key(keyed: Keyed) -> None:
     client = keyed.client("fine", "reader")
     folder = keys.clients_dir(keyed.daemon.state)
     broken = keyed.key("broken", "operator")
@@ -320,7 +320,7 @@ def test_a_damaged_file_lets_nobody_in_and_harms_nobody_else(keyed: Keyed) -> No
 
 
 # ------------------------------------------------------------------------------------------------------------------ the bounds
-def test_half_open_connections_are_bounded_and_time_out_and_those_that_are_in_go_on(keyed: Keyed) -> None:
+def test_half_open_connections_are_bounded_and_time_out_while_others_continue(keyed: Keyed) -> None:
     client = keyed.client("inside", "reader")
     host, port = keyed.url.removeprefix("tcp://").split(":")
     descriptors = Path(f"/proc/{gateway(keyed.daemon)}/fd")
@@ -353,7 +353,7 @@ def _comes_in(keyed: Keyed) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------- audit
-def test_what_changes_something_is_in_the_audit_log_before_it_is_acknowledged(keyed: Keyed) -> None:
+def test_a_change_is_in_the_audit_log_before_it_is_acknowledged(keyed: Keyed) -> None:
     dataset = keyed.daemon.dataset("audited")
     client = keyed.client("acts", "submitter")
     job = client.request(requests("j", dataset)[wire.Submit]).job
@@ -411,7 +411,7 @@ def test_secrets_are_made_for_their_owner_alone_whatever_the_umask(tmp_path: Pat
     assert pair.secret not in repr(pair)
 
 
-def test_a_daemon_whose_secret_may_be_read_does_not_start(new_daemon: Callable[..., Daemon]) -> None:
+def test_a_daemon_whose_secret_key_others_can_read_does_not_start(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon()
     keys.server_pair(daemon.state)
     keys.server_file(daemon.state).chmod(0o640)

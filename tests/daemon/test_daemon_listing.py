@@ -1,4 +1,4 @@
-"""The list of jobs, which is kept in bytes: after every change it tells of each job what a fresh look at it tells."""
+"""The list of jobs, which is kept encoded: after every change it shows each job exactly as a single look at the job does."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def listed(listing: Listing, db: Connection, kind: str | None = None, limit: int
 
 
 def fresh(db: Connection) -> list[wire.JobInfo]:
-    """All jobs, each looked at by itself."""
+    """Return all jobs, each read by itself."""
     ids = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
     return [job_info.info(db, job, LIMITS).model_copy(update={"spec": {}}) for job in ids]
 
 
-def test_a_list_tells_after_every_change_what_is_so_now(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_is_up_to_date_after_every_change(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     listing, jobs = Listing(), [submit(db) for _ in range(4)]

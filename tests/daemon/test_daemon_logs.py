@@ -56,7 +56,7 @@ def test_every_line_about_a_job_names_it(new_daemon: Callable[..., Daemon]) -> N
     assert not [line for line in lines if "type=ping" in line["message"] and "job" in line]  # it does not stick to what comes after
 
 
-def test_what_is_sent_is_not_in_the_log(new_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_of_requests_are_not_in_the_log(new_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PASSWORD", CANARY)
     daemon = new_daemon('log_level = "debug"\n').start()
     daemon.upload({"a": CANARY.encode()})
@@ -90,7 +90,7 @@ def test_json_has_the_traceback_in_its_line() -> None:
 
 
 def fields(entry: bytes) -> dict[str, str]:
-    """What the journal reads from an entry of its native protocol."""
+    """Parse an entry of the journal's native protocol."""
     found = {}
     while entry:
         line, _, entry = entry.partition(b"\n")
@@ -144,7 +144,7 @@ def test_the_journal_of_this_machine_takes_an_entry() -> None:
     handler.handle(record("offrld's tests write to the journal", level=logging.INFO))
 
 
-def test_a_job_is_named_in_the_threads_that_are_begun_inside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_started_for_a_job_log_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("offrld.test.threads")
     handler = logs.Stream(logs.Text(with_time=False))
     handler.setStream(sys.stderr)

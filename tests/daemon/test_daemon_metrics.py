@@ -1,4 +1,4 @@
-"""Metrics: a scrape of a real daemon matches what happened, the documented list is the served one, and a scraper holds up nobody."""
+"""Metrics: a scrape of a real daemon matches what happened, the documented list is complete, and a scraper delays nobody."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measured(new_daemon: Callable[..., Daemon]) -> tuple[Daemon, int]:
     return new_daemon(settings).start(), port
 
 
-def test_a_scrape_tells_what_happened(measured: tuple[Daemon, int]) -> None:
+def test_a_scrape_reports_what_happened(measured: tuple[Daemon, int]) -> None:
     daemon, port = measured
     daemon.dataset("a")
     for behaviour in ("normal", "normal", "crash", "fail"):
@@ -88,7 +88,7 @@ def test_a_scrape_tells_what_happened(measured: tuple[Daemon, int]) -> None:
     assert value(scrape(port), "offrld_uploads_open") == 1
 
 
-def test_a_scraper_that_says_nothing_holds_up_nobody(measured: tuple[Daemon, int]) -> None:
+def test_a_silent_scraper_delays_nobody(measured: tuple[Daemon, int]) -> None:
     daemon, port = measured
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
     daemon.ask(wire.Ping())
@@ -111,14 +111,14 @@ def _scraped(port: int) -> bool:
         return False
 
 
-def test_they_are_served_on_loopback_only_and_not_at_all_unless_asked_for(measured: tuple[Daemon, int], daemon: Daemon) -> None:
+def test_metrics_are_served_on_loopback_only_and_only_if_configured(measured: tuple[Daemon, int], daemon: Daemon) -> None:
     own, port = measured
     listening = [each for each in psutil.Process(own.process.pid).net_connections("inet") if each.status == psutil.CONN_LISTEN]
     assert [(each.laddr.ip, each.laddr.port) for each in listening] == [("127.0.0.1", port)]
     assert not psutil.Process(daemon.process.pid).net_connections("inet")
 
 
-def test_a_port_that_is_taken_is_named(new_daemon: Callable[..., Daemon]) -> None:
+def test_a_port_in_use_is_named(new_daemon: Callable[..., Daemon]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""The queue's database of an older version: brought to the present one with everything that was in it, or left as it was."""
+"""Migrations of the queue's database: an older version keeps all its content, or stays as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEC = json.dumps(TrainSpec(algorithm="bc", dataset="data").model_dump(mode="jso
 
 
 def make(path: Path, *, early: bool = False) -> Path:
-    """A database of version 1 with two jobs, an event and a dependency; ``early``: without the tables that came later."""
+    """Make a database of version 1 with two jobs, an event and a dependency; ``early``: without the tables that came later."""
     with sqlite3.connect(path) as db:
         db.executescript(VERSION_1.partition("-- Added")[0] if early else VERSION_1)
         db.execute("INSERT INTO meta VALUES ('schema', '1')")
@@ -70,7 +70,7 @@ def test_a_queue_of_version_1_keeps_its_jobs(tmp_path: Path, early: bool) -> Non
     db.close()
 
 
-def test_a_migration_leaves_a_copy_of_what_was(tmp_path: Path) -> None:
+def test_a_migration_leaves_a_copy_of_the_old_database(tmp_path: Path) -> None:
     path = make(tmp_path / "queue.sqlite")
     (tmp_path / ".queue.sqlite.v1.tmp").write_bytes(b"half a copy of an attempt that was killed")
     connect(path).close()
@@ -103,7 +103,7 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("version", ["0", "99"])
-def test_a_version_without_a_way_is_refused_and_kept(tmp_path: Path, version: str) -> None:
+def test_a_version_without_a_migration_is_refused_and_kept(tmp_path: Path, version: str) -> None:
     path = make(tmp_path / "queue.sqlite")
     with sqlite3.connect(path) as db:
         db.execute("UPDATE meta SET value = ?", (version,))

@@ -1,4 +1,4 @@
-"""The queue on a real database file: order, dependencies, keys, states, and what the worker's lines become."""
+"""The queue on a real database file: order, dependencies, keys, states, and the lines of workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def dataset(db: Connection, path: Path, name: str, count: int = 1) -> None:
-    """Import a dataset by way of its job."""
+    """Add a dataset through an import job."""
     job, _ = do(db, queue.submit, ImportSpec(dataset=name, upload=f"u-{name}"))
     claimed = do(db, queue.claim, "light")
     assert claimed.id == job
@@ -145,7 +145,7 @@ def test_the_snapshot_is_pinned_at_submission(db: Connection, path: Path) -> Non
     assert datasets.get(db, "data").pinned_by == [job, append, *[row.id for row in queue.running(db)][-1:]]
 
 
-def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None:
+def test_lines_are_stored_once_and_whole(db: Connection, path: Path) -> None:
     dataset(db, path, "data")
     job = train(db, steps=10)
     do(db, queue.claim, "train")
@@ -207,7 +207,7 @@ def test_the_spec_of_an_export_is_checked(db: Connection, path: Path) -> None:
         ("cancelled", ["pause", "resume"]),
     ],
 )
-def test_what_a_state_does_not_allow_is_refused(db: Connection, path: Path, state: str, refused: list[str]) -> None:
+def test_actions_that_a_state_does_not_allow_are_refused(db: Connection, path: Path, state: str, refused: list[str]) -> None:
     dataset(db, path, "data")
     for action in ("cancel", "pause", "resume", "retry"):
         job = train(db)
@@ -253,11 +253,11 @@ END = {state: {"state": JobState(state), "error": None} for state in ("succeeded
         (None, Exit(-9, lost=True), "resume", "queued"),
     ],
 )
-def test_what_becomes_of_a_job_when_its_worker_is_gone(end: str | None, how: Exit, intent: str, state: str) -> None:
+def test_the_outcome_of_a_job_whose_worker_is_gone(end: str | None, how: Exit, intent: str, state: str) -> None:
     assert outcome(END[end] if end else None, how, intent)[0] == state
 
 
-def test_a_full_disk_and_a_broken_file_are_told_apart(tmp_path: Path) -> None:
+def test_a_full_disk_and_a_damaged_file_give_different_errors(tmp_path: Path) -> None:
     db = connect(tmp_path / "queue.sqlite")
     db.execute("PRAGMA max_page_count = 30")
     db.execute("CREATE TABLE filler (data BLOB)")

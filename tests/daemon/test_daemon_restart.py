@@ -18,7 +18,7 @@ from offrl.job import TrainSpec
 GRACE = "[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 0.5\n"
 
 
-def test_running_jobs_go_on_after_the_daemon_was_killed(new_daemon) -> None:
+def test_running_jobs_continue_after_the_daemon_was_killed(new_daemon) -> None:
     daemon = new_daemon(GRACE).start()
     data = daemon.dataset("data")
     job = daemon.train(data, "slow", steps=60)
@@ -70,7 +70,7 @@ def test_a_job_that_ended_while_the_daemon_was_away_has_ended(new_daemon) -> Non
 
 
 @pytest.mark.parametrize(("action", "state"), [("pause", "paused"), ("cancel", "cancelled")])
-def test_what_was_asked_of_a_running_job_outlives_the_daemon(new_daemon, action: str, state: str) -> None:
+def test_the_intent_for_a_running_job_survives_the_daemon(new_daemon, action: str, state: str) -> None:
     daemon = new_daemon("[grace]\ncancel_s = 30\npause_s = 30\nstop_s = 0.2\n").start()
     job = daemon.train(daemon.dataset("data"), "hang")
     until(lambda: daemon.job(job).step == 1)
@@ -103,7 +103,7 @@ def test_only_one_daemon_serves_a_state_folder(new_daemon) -> None:
     daemon.ask(wire.Ping())
 
 
-def test_a_half_made_import_is_made_again_or_leaves_nothing(new_daemon) -> None:
+def test_an_interrupted_import_is_repeated_or_leaves_nothing(new_daemon) -> None:
     daemon = new_daemon(GRACE).start()
     unsaid = daemon.import_("unsaid", "unsaid")
     assert daemon.wait(unsaid).state == "failed"
@@ -121,7 +121,7 @@ def test_a_half_made_import_is_made_again_or_leaves_nothing(new_daemon) -> None:
     assert not list((daemon.state / "datasets").iterdir())
 
 
-def test_what_was_being_removed_is_there_or_gone(new_daemon) -> None:
+def test_an_interrupted_removal_is_completed_or_undone(new_daemon) -> None:
     daemon = new_daemon().start()
     data = daemon.dataset("kept")
     job = daemon.train(data)
@@ -155,7 +155,7 @@ def test_what_is_removed_while_the_daemon_puts_its_folder_in_order_stays_removed
 
 
 class Submitter(threading.Thread):
-    """Submits as fast as it can under keys of its own and notes what was acknowledged."""
+    """Submits as fast as it can with keys of its own, and records what was acknowledged."""
 
     def __init__(self, context: zmq.Context, url: str, number: int, acknowledged: dict[str, str]) -> None:
         super().__init__()

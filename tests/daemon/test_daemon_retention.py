@@ -1,4 +1,4 @@
-"""What is deleted of jobs that have ended, what never is, and what a full quota refuses."""
+"""Retention: which ended jobs are deleted, which never, and what a full quota refuses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def audited(daemon: Daemon) -> list[dict]:
     return [entry for entry in daemon.ask(wire.ReadAudit()).entries if entry["action"] in ("retention", "prune")]
 
 
-def test_prune_lists_and_deletes_what_is_not_kept_and_never_what_is_needed(new_daemon) -> None:
+def test_prune_lists_and_deletes_old_jobs_and_never_a_needed_one(new_daemon) -> None:
     daemon = new_daemon("[slots]\ntrain = 2\n").start()
     data = daemon.dataset("data")
     jobs = ended(daemon, data, 5)
@@ -112,7 +112,7 @@ def test_a_daemon_deletes_by_age_and_number_by_itself(new_daemon, tmp_path: Path
     assert daemon.wait(daemon.train(data)).state == "succeeded"  # the dataset is there
 
 
-def test_a_full_quota_refuses_what_comes_in_and_says_so(new_daemon) -> None:
+def test_a_full_quota_refuses_new_jobs_and_uploads_and_says_so(new_daemon) -> None:
     daemon = new_daemon("[disk]\nquota_bytes = 30000000\n").start()
     data = daemon.dataset("data")
     job = daemon.train(data)
@@ -155,7 +155,7 @@ def test_retention_makes_room_before_a_quota_refuses(new_daemon) -> None:
     assert there(daemon, [first]) == []
 
 
-def test_what_the_folder_holds_is_what_the_disk_gives_to_it(tmp_path: Path) -> None:
+def test_the_size_of_the_folder_is_the_space_that_it_uses_on_disk(tmp_path: Path) -> None:
     empty = disk_usage.usage(tmp_path)
     (tmp_path / "data").write_bytes(os.urandom(1_000_000))
     os.link(tmp_path / "data", tmp_path / "again")

@@ -1,4 +1,4 @@
-"""The daemon as a client sees it: every request, and everything that is not a request."""
+"""The daemon as a client sees it: every request, and messages that are not requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from offrl_store.errors import OffrlError
 
 
 def fetch(daemon: Daemon, artifact: wire.Artifact) -> bytes:
-    """The bytes of an artifact, compared with what was said of them."""
+    """Fetch an artifact and compare it with its announced size and checksum."""
     data = b""
     while part := daemon.ask(wire.ReadArtifact(job=artifact.job, path=artifact.path, offset=len(data), size=300)).data:
         data += part
@@ -62,7 +62,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "error"), BAD, ids=range(len(BAD)))
-def test_what_is_no_request_gets_an_error_reply(daemon: Daemon, body: bytes, error: type[OffrlError]) -> None:
+def test_invalid_bytes_get_an_error_reply(daemon: Daemon, body: bytes, error: type[OffrlError]) -> None:
     frames = daemon.connection.raw([b"17", body])
     assert frames is not None
     assert frames[0] == b"17"
@@ -104,7 +104,7 @@ def test_a_message_that_is_too_large_reaches_nobody(daemon: Daemon) -> None:
     daemon.ask(wire.Ping())
 
 
-def test_waiting_requests_hold_up_nobody_and_are_bounded(daemon: Daemon) -> None:
+def test_waiting_requests_delay_nobody_and_are_bounded(daemon: Daemon) -> None:
     job = daemon.train(daemon.dataset("bounded"), "hang")
     until(lambda: daemon.job(job).step == 1)
     cursor = daemon.events(job)[-1].n
@@ -125,7 +125,7 @@ def test_waiting_requests_hold_up_nobody_and_are_bounded(daemon: Daemon) -> None
 
 
 # -------------------------------------------------------------------------------------------------------------------- jobs
-def test_a_request_for_what_is_not_there_names_the_nearest(daemon: Daemon) -> None:
+def test_a_request_for_an_unknown_name_suggests_the_nearest(daemon: Daemon) -> None:
     daemon.dataset("pendulum-replay")
     for request, hint in [
         (wire.GetDataset(name="pendulum-repaly"), "pendulum-replay"),
@@ -155,7 +155,7 @@ def test_a_request_for_what_is_not_there_names_the_nearest(daemon: Daemon) -> No
             daemon.ask(request)
 
 
-def test_the_list_of_jobs_leaves_out_imports_unless_told(daemon: Daemon) -> None:
+def test_the_list_of_jobs_leaves_out_imports_by_default(daemon: Daemon) -> None:
     data = daemon.dataset("listed")
     jobs = [daemon.train(data) for _ in range(3)]
     listed = daemon.ask(wire.ListJobs()).jobs
@@ -183,7 +183,7 @@ def test_a_train_job_submitted_while_its_dataset_is_imported_waits_for_it(daemon
     assert daemon.attempts(job)[0][2] == "0:1:abcd"
 
 
-def test_a_job_whose_forerunner_fails_fails_with_it(daemon: Daemon) -> None:
+def test_a_job_fails_if_a_job_that_it_waits_for_fails(daemon: Daemon) -> None:
     data = daemon.dataset("chained")
     first = daemon.train(data, "slow", steps=10_000)
     second = daemon.train(data, after=[first])
@@ -276,7 +276,7 @@ def test_an_upload_arrives_in_chunks_and_goes_on_after_a_restart(new_daemon) -> 
 
 
 # --------------------------------------------------------------------------------------------------------------- artifacts
-def test_a_policy_is_exported_when_it_is_asked_for(daemon: Daemon) -> None:
+def test_a_policy_is_exported_on_request(daemon: Daemon) -> None:
     job = daemon.train(daemon.dataset("fetched"), seeds=[2, 5])
     with pytest.raises(Conflict, match="no checkpoint yet"):
         waiting = daemon.train("fetched", after=[daemon.train("fetched", "slow", steps=50)])
@@ -309,7 +309,7 @@ def test_a_policy_is_exported_when_it_is_asked_for(daemon: Daemon) -> None:
     assert fetch(daemon, artifact) == b"torchscript of step 3"
 
 
-def test_of_a_job_that_learns_no_policy_none_is_exported(daemon: Daemon) -> None:
+def test_a_job_without_a_policy_exports_none(daemon: Daemon) -> None:
     job = daemon.train(daemon.dataset("modelled"), algorithm="model_thing")
     daemon.wait(job)
     for kind in ("onnx", "torchscript"):

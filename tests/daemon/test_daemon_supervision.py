@@ -1,4 +1,4 @@
-"""What becomes of a job, whatever its worker does. A real daemon, real worker processes."""
+"""The outcome of a job, whatever its worker does, with a real daemon and real worker processes."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_a_job_whose_worker_does_not_succeed_fails_with_the_reason(
     assert ("begins at step 0" in info.error.get("log", "")) == (behaviour != "fail")
 
 
-def test_lines_that_say_nothing_known_are_passed_over(daemon: Daemon, data: str) -> None:
+def test_unknown_lines_are_skipped(daemon: Daemon, data: str) -> None:
     job = daemon.train(data, "garbage")
     assert daemon.wait(job).state == "succeeded"
     assert [event.step for event in daemon.events(job) if event.type == "progress"] == [0, 1, 2, 3]
 
 
-def test_a_paused_job_goes_on_where_it_stopped(daemon: Daemon, data: str) -> None:
+def test_a_paused_job_continues_where_it_stopped(daemon: Daemon, data: str) -> None:
     job = daemon.train(data, "slow", steps=40)
     until(lambda: daemon.job(job).step > 2)
     daemon.control(job, "pause")
@@ -89,7 +89,7 @@ def test_a_pause_that_is_taken_back_leaves_the_job_in_the_queue(daemon: Daemon, 
 
 
 @pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_a_worker_that_does_not_listen_is_killed_with_its_children(daemon: Daemon, data: str, action: str, state: str) -> None:
+def test_a_worker_that_ignores_a_cancel_is_killed_with_its_children(daemon: Daemon, data: str, action: str, state: str) -> None:
     job = daemon.train(data, "children")
     until(lambda: daemon.job(job).step == 1)
     pids = [daemon.attempts(job)[0][1], int((daemon.state / "jobs" / job / "child").read_text())]
@@ -101,7 +101,7 @@ def test_a_worker_that_does_not_listen_is_killed_with_its_children(daemon: Daemo
         daemon.control(job, "cancel")
 
 
-def test_children_of_a_worker_that_died_do_not_stay(daemon: Daemon, data: str) -> None:
+def test_children_of_a_dead_worker_are_killed(daemon: Daemon, data: str) -> None:
     job = daemon.train(data, "children")
     until(lambda: daemon.job(job).step == 1)
     child = int((daemon.state / "jobs" / job / "child").read_text())
@@ -110,7 +110,7 @@ def test_children_of_a_worker_that_died_do_not_stay(daemon: Daemon, data: str) -
     until(lambda: not alive(child))
 
 
-def test_a_running_job_is_cancelled_and_can_be_tried_again(daemon: Daemon, data: str) -> None:
+def test_a_running_job_is_cancelled_and_can_be_retried(daemon: Daemon, data: str) -> None:
     job = daemon.train(data, "slow", steps=30)
     until(lambda: daemon.job(job).step > 0)
     daemon.control(job, "cancel")

@@ -57,14 +57,14 @@ def test_files_arrive_whole(uploads: Uploads, tmp_path: Path) -> None:
         uploads.check_usable("u", ARM1)
 
 
-def test_an_upload_that_goes_while_it_is_finished_again_is_said_to_be_gone(uploads: Uploads, tmp_path: Path) -> None:
+def test_an_upload_used_while_it_is_finished_again_is_reported_gone(uploads: Uploads, tmp_path: Path) -> None:
     uploads.open("u", [entry("empty", b"")], ARM1)
     shutil.rmtree(tmp_path / "uploads/u/files")  # as far as an import has come that has used it up
     with pytest.raises(Unknown, match="upload u is gone"):
         uploads.finish("u", ARM1)
 
 
-def test_an_upload_goes_on_from_the_last_byte_that_was_kept(uploads: Uploads, tmp_path: Path) -> None:
+def test_an_upload_continues_from_the_last_stored_byte(uploads: Uploads, tmp_path: Path) -> None:
     files = [entry("a", b"0123456789")]
     uploads.open("u", files, ARM1)
     write(uploads, "a", 0, b"0123")
@@ -141,7 +141,7 @@ def test_uploads_are_bounded_in_number_and_size(uploads: Uploads, tmp_path: Path
     assert not (tmp_path / "uploads" / "large").exists()
 
 
-def test_whoever_has_less_than_a_share_may_begin_although_all_are_taken(uploads: Uploads) -> None:
+def test_an_owner_below_the_equal_share_may_begin_even_at_the_limit(uploads: Uploads) -> None:
     for number in range(3):
         uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
     uploads.open("v", [entry("a", b"x")], ARM2)
@@ -212,7 +212,7 @@ def test_no_upload_is_lost_because_the_clock_was_set(uploads: Uploads, tmp_path:
     assert set(uploads.expired(0)) == {"before", "after"}  # so it would be seen if they were counted by the wall clock
 
 
-def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: Path) -> None:
+def test_only_the_owner_and_operators_use_an_upload(uploads: Uploads, tmp_path: Path) -> None:
     files = [entry("a", b"hello")]
     uploads.open("u", files, ARM1)
     for again in (uploads, Uploads(tmp_path / "uploads", keep_free=0)):  # and in a daemon that was restarted
@@ -236,7 +236,7 @@ def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: P
 
 # ------------------------------------------------------------------------------------------------------------------ abandoned
 def abandon(folder: Path, upload: str, seconds: float) -> None:
-    """Make it look as if nobody had gone on with an upload for so long."""
+    """Make an upload look idle for this long."""
     then = time.time() - seconds
     for path in (folder / upload, *(folder / upload).rglob("*")):
         os.utime(path, (then, then))
@@ -258,7 +258,7 @@ def test_an_abandoned_upload_gives_way_to_a_new_one_of_its_owner_alone(tmp_path:
     assert sorted(path.name for path in folder.iterdir()) == ["new", "newer", "theirs", "theirs2"]
 
 
-def test_an_upload_that_is_gone_on_with_never_gives_way(tmp_path: Path) -> None:
+def test_an_active_upload_never_gives_way(tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()
     Uploads(folder, keep_free=0).open("slow", [entry("a", b"xy")], ARM1)
@@ -270,7 +270,7 @@ def test_an_upload_that_is_gone_on_with_never_gives_way(tmp_path: Path) -> None:
     assert uploads.open("slow", [entry("a", b"xy")], ARM1) == {"a": 1}
 
 
-def test_what_others_have_abandoned_takes_nobody_s_place(tmp_path: Path) -> None:
+def test_uploads_abandoned_by_others_take_nobody_s_place(tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()
     before = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
@@ -288,7 +288,7 @@ def test_what_others_have_abandoned_takes_nobody_s_place(tmp_path: Path) -> None
     assert uploads.still_to_come("u1") == 2
 
 
-def test_each_sees_and_removes_his_own_uploads(tmp_path: Path) -> None:
+def test_users_see_and_remove_their_own_uploads(tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()
     uploads = Uploads(folder, keep_free=0)

@@ -1,4 +1,4 @@
-"""Jobs that take another job's checkpoint: what is refused at submission, what they wait for, what cannot be removed meanwhile."""
+"""Jobs that inherit a checkpoint: what is refused at submission, what they wait for, what cannot be removed meanwhile."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_setting_that_names_a_job_is_checked_when_it_is_submitted(daemon):
     assert daemon.wait(taker(daemon, data, {"policy": f"{policy}:4", "model": model})).state == "succeeded"
 
 
-def test_a_job_waits_for_what_it_takes_and_that_is_not_removed(daemon):
+def test_a_job_waits_for_the_job_that_it_inherits_from_which_is_not_removed(daemon):
     data = daemon.dataset("uses-waits")
     source = daemon.train(data, steps=1_000_000, config=SLOW)
     job = taker(daemon, data, {"policy": source})
@@ -59,7 +59,7 @@ def test_a_job_waits_for_what_it_takes_and_that_is_not_removed(daemon):
         daemon.job(ended)
 
 
-def test_a_job_that_has_succeeded_goes_on_for_more_steps(daemon):
+def test_a_succeeded_job_continues_for_more_steps(daemon):
     data = daemon.dataset("uses-more")
     job = daemon.train(data, steps=3)
     daemon.wait(job)

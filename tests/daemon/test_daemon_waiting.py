@@ -1,4 +1,4 @@
-"""What a queued job waits for beside other jobs: a time, the pause of the whole queue, the next attempt after a crash, its owner's turn."""
+"""What a queued job waits for, besides other jobs: a time, the end of a pause, its next attempt, its owner's turn."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_job_with_a_start_time_waits_for_it_and_says_so(db: Connection, monkey
     assert claim(db) == job
 
 
-def test_a_start_time_is_waited_for_over_a_restart_and_a_jump_of_the_clock(new_daemon, tmp_path: Path) -> None:
+def test_a_scheduled_start_survives_a_restart_and_a_jump_of_the_clock(new_daemon, tmp_path: Path) -> None:
     daemon, clock = new_daemon(), Clock(tmp_path / "clock")
     daemon.start("--clock", str(clock.path))
     data = daemon.dataset("data")
@@ -115,7 +115,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(new_daemon) -> None:
     assert daemon.ask(wire.GetQueue()).counts == {"queued": 0, "running": 0, "paused": 0}
 
 
-def test_a_job_that_is_told_to_start_goes_before_its_time_and_before_all(db: Connection) -> None:
+def test_a_started_job_runs_before_its_time_and_before_all_others(db: Connection) -> None:
     first, later = submit(db, priority=9), submit(db, start_at=time.time() + 1000)
     assert do(db, queue.control, later, "start")[0].start_at is None
     paused = submit(db)
@@ -129,7 +129,7 @@ CRASH = Exit(3, log_line="the roof is on fire")
 RETRY = Retry(attempts=3, first_s=20, factor=4, max_s=60, reset_s=3600)
 
 
-def test_a_crash_is_tried_again_after_a_wait_that_grows(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_retried_after_growing_waits(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit(db)
     assert claim(db) == job
     told = end(db, job, tmp_path, CRASH, retry=RETRY)
@@ -164,13 +164,15 @@ def test_a_crash_is_tried_again_after_a_wait_that_grows(db: Connection, tmp_path
         (Exit(0, last_line=b'{"type":"end","state":"failed","error":{"code":"internal","message":"m","hint":""}}'), False),
     ],
 )
-def test_only_what_may_go_better_the_next_time_is_tried_again(db: Connection, tmp_path: Path, how: Exit, again: bool) -> None:
+def test_only_failures_that_may_pass_are_retried(db: Connection, tmp_path: Path, how: Exit, again: bool) -> None:
     job = submit(db)
     claim(db)
     assert end(db, job, tmp_path, how, retry=RETRY).state == ("queued" if again else "failed")
 
 
-def test_a_long_attempt_begins_the_count_anew_and_a_stop_leaves_it(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_attempt_resets_the_count_of_crashes_and_a_stop_keeps_it(
+    db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = submit(db)
     retry = Retry(attempts=3, first_s=0, reset_s=50)
     for _ in range(2):
@@ -198,9 +200,7 @@ def test_what_users_do_to_a_job_that_waits_for_its_next_attempt(db: Connection, 
             assert claim(db) == job
 
 
-def test_a_clock_that_was_set_back_does_not_keep_an_attempt_for_long(
-    db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_was_set_back_does_not_delay_a_retry_for_long(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit(db)
     claim(db)
     end(db, job, tmp_path, CRASH, retry=RETRY)
@@ -237,7 +237,7 @@ def test_a_daemon_retries_a_crashed_job_from_its_checkpoint_and_over_a_restart(n
     assert daemon.wait(job).state == "cancelled"
 
 
-def test_a_crash_that_comes_again_and_again_fails_the_job_at_last(new_daemon) -> None:
+def test_repeated_crashes_finally_fail_the_job(new_daemon) -> None:
     daemon = new_daemon("[retry]\nattempts = 3\nfirst_s = 0\n").start()
     job = daemon.train(daemon.dataset("data"), "crash")
     told = daemon.wait(job)
@@ -247,7 +247,7 @@ def test_a_crash_that_comes_again_and_again_fails_the_job_at_last(new_daemon) ->
 
 
 # --------------------------------------------------------------------------------------------------------------------- owners
-def test_unfinished_jobs_are_limited_by_owner_and_in_all(db: Connection) -> None:
+def test_unfinished_jobs_are_limited_by_owner_and_in_total(db: Connection) -> None:
     limits = Limits(unfinished=3, unfinished_per_owner=2)
     first = submit(db, "arm1", limits=limits)
     submit(db, "arm1", limits=limits)
@@ -260,7 +260,7 @@ def test_unfinished_jobs_are_limited_by_owner_and_in_all(db: Connection) -> None
     submit(db, "arm1", limits=limits)
 
 
-def test_a_repeated_submission_is_found_although_the_limit_is_reached(db: Connection) -> None:
+def test_a_repeated_submission_is_found_even_at_the_limit(db: Connection) -> None:
     limits = Limits(unfinished=1)
     job = submit(db, key="k", limits=limits)
     assert submit(db, key="k", limits=limits) == job
@@ -305,7 +305,7 @@ def test_the_order_that_top_shows_is_the_order_of_the_starts(db: Connection, tmp
     assert order == shown
 
 
-def test_a_daemon_keeps_to_the_limits_of_its_settings(new_daemon) -> None:
+def test_a_daemon_enforces_the_limits_of_its_settings(new_daemon) -> None:
     daemon = new_daemon("[slots]\ntrain = 4\n[devices]\nthreads = 8\n[limits]\nunfinished_per_owner = 3\nrunning_per_owner = 1\n").start()
     data = daemon.dataset("data")
     first = daemon.train(data, "slow", steps=LONG)

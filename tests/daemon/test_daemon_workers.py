@@ -1,4 +1,4 @@
-"""Workers that hang, spare workers, and what train jobs share: cards and CPU threads. A real daemon, real processes."""
+"""Hung workers, spare workers, and the cards and CPU threads that train jobs share, with a real daemon and real processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUICK = "[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 0.5\n"
 
 
 def spares(daemon: Daemon, job: str = "spare-") -> list[int]:
-    """Processes started ahead by a daemon of this state folder: those whose environment carries no job."""
+    """Return the spare workers of this state folder: the processes whose environment names no job."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -42,7 +42,7 @@ def test_a_worker_that_hangs_is_killed_and_the_reason_says_at_which_step(new_dae
     assert daemon.wait(daemon.train(data, "compiling")).state == "succeeded"
 
 
-def test_a_worker_that_never_begins_is_given_the_longer_time(new_daemon) -> None:
+def test_a_worker_that_never_starts_gets_the_longer_limit(new_daemon) -> None:
     daemon = new_daemon(QUICK + "hang_s = 0.2\nbusy_s = 1.5\n").start()
     job = daemon.train(daemon.dataset("data"), "slow", steps=10**6)
     pid = until(lambda: daemon.attempts(job))[0][1]
@@ -52,7 +52,7 @@ def test_a_worker_that_never_begins_is_given_the_longer_time(new_daemon) -> None
     assert not alive(pid)
 
 
-def test_a_job_goes_on_from_its_checkpoint_after_its_worker_was_killed(new_daemon) -> None:
+def test_a_job_continues_from_its_checkpoint_after_its_worker_was_killed(new_daemon) -> None:
     daemon = new_daemon(QUICK).start()
     job = daemon.train(daemon.dataset("data"), "slow", steps=60)
     until(lambda: daemon.job(job).step > 5)
@@ -70,7 +70,7 @@ def test_a_job_goes_on_from_its_checkpoint_after_its_worker_was_killed(new_daemo
 
 
 # ------------------------------------------------------------------------------------------------------------------------ spares
-def test_a_spare_worker_takes_the_next_job_and_is_replaced(new_daemon) -> None:
+def test_a_spare_worker_gets_the_next_job_and_is_replaced(new_daemon) -> None:
     daemon = new_daemon(QUICK).start()
     data = daemon.dataset("data")
     (spare,) = until(lambda: spares(daemon))
@@ -155,7 +155,7 @@ def test_spare_workers_can_be_switched_off_and_do_not_stay_for_ever(new_daemon) 
 
 
 # ------------------------------------------------------------------------------------------------------------- cards and threads
-def test_jobs_run_side_by_side_as_far_as_the_cpu_threads_go(new_daemon) -> None:
+def test_jobs_run_side_by_side_as_long_as_cpu_threads_are_free(new_daemon) -> None:
     daemon = new_daemon(QUICK + "[slots]\ntrain = 8\n[devices]\nthreads = 4\ncards = []\n").start()
     data = daemon.dataset("data")
     running = [daemon.train(data, "slow", steps=10**6, threads=3)]
@@ -172,7 +172,7 @@ def test_jobs_run_side_by_side_as_far_as_the_cpu_threads_go(new_daemon) -> None:
         daemon.train(data, threads=5)
 
 
-def test_jobs_are_placed_on_the_cards_and_each_sees_its_own_alone(new_daemon) -> None:
+def test_jobs_are_placed_on_the_cards_and_each_sees_only_its_own(new_daemon) -> None:
     daemon = new_daemon(QUICK + '[devices]\ncards = ["GPU-a", "GPU-b"]\nmemory_mb = 10000\nslots = 2\nthreads = 16\n').start()
     data = daemon.dataset("data")
 

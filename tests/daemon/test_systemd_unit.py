@@ -1,4 +1,4 @@
-"""The unit is understood by systemd without a word, and says what the daemon relies on."""
+"""systemd accepts the unit without a complaint, and the unit sets what the daemon relies on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT = Path(__file__).resolve().parents[2] / "systemd" / "offrld.service"
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that exists here, and a user that exists everywhere."""
+    """Write the unit with a program that exists here and a user that exists everywhere."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze")
     text = UNIT.read_text().replace("/opt/offrld/bin/offrld", sys.executable).replace("=offrld\nGroup=offrld", "=daemon\nGroup=daemon")
@@ -31,13 +31,13 @@ def test_systemd_understands_every_line(unit: Path) -> None:
     assert not complaints  # it exits 0 on an unknown key
 
 
-def test_the_service_is_shut_in(unit: Path) -> None:
+def test_the_service_is_confined(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", "--no-pager", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout[-300:]
 
 
-def test_the_unit_says_what_the_daemon_relies_on() -> None:
+def test_the_unit_sets_what_the_daemon_relies_on() -> None:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str
     parser.read(UNIT)
@@ -52,7 +52,7 @@ def test_the_unit_says_what_the_daemon_relies_on() -> None:
     assert service["PrivateDevices"] == "yes"
 
 
-def test_a_card_is_let_in_by_a_file_beside_the_unit_and_each_line_says_why(unit: Path) -> None:
+def test_a_file_beside_the_unit_allows_cards_and_each_line_says_why(unit: Path) -> None:
     gpu = UNIT.with_name("offrld-gpu.conf").read_text()
     beside = unit.with_name("offrld.service.d")
     beside.mkdir()
@@ -65,8 +65,8 @@ def test_a_card_is_let_in_by_a_file_beside_the_unit_and_each_line_says_why(unit:
             assert above.startswith("#"), line
 
 
-def test_what_is_installed_goes_to_its_place_and_away_again(tmp_path: Path) -> None:
-    """Into a package: nothing on this machine is touched."""
+def test_installed_files_are_placed_and_removed_again(tmp_path: Path) -> None:
+    """Install into a package folder: nothing on this machine changes."""
     make = ["make", "-s", "-C", str(UNIT.parents[1]), f"DESTDIR={tmp_path}", "PREFIX=/srv/offrld"]
     subprocess.run([*make, "GPU=1", "install-service"], check=True, capture_output=True, timeout=180)
     installed = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A small real worker that speaks the worker protocol; the job's setting ``behaviour`` says how it goes wrong. Standard library only."""
+"""A small real worker with the worker protocol; the job's setting ``behaviour`` chooses how it fails. Standard library only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Worker:
         self.alive("loading")
 
     def message(self, seconds: float | None) -> dict | None:
-        """The next control line, None where there is none in time or the pipe is closed."""
+        """Return the next control line; None if none comes in time or the pipe is closed."""
         while b"\n" not in self.buffer:
             if self.closed:
                 return None
@@ -61,7 +61,7 @@ class Worker:
         self.send(line)
 
     def alive(self, busy: str = "", device_bytes: int = 0) -> None:
-        """A sign of life: by the pipe only."""
+        """Give a sign of life, through the pipe only."""
         self.send(json.dumps({"type": "alive", "busy": busy, "device_bytes": device_bytes}).encode() + b"\n")
 
     def send(self, line: bytes) -> None:
@@ -76,7 +76,7 @@ class Worker:
         sys.exit(0)
 
     def check(self, seconds: float) -> None:
-        """Wait a little; end as the daemon says."""
+        """Wait a little; end if the daemon says so."""
         told = self.message(seconds)
         if told is not None:
             self.end({"pause": "paused", "cancel": "cancelled"}[told["type"]])

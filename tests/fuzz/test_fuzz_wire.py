@@ -13,12 +13,12 @@ MESSAGES = 10_000  # read in this process
 SENT = 5_000  # to a daemon
 
 
-def test_an_example_of_every_request_is_read_as_it_was_written() -> None:
+def test_an_example_of_every_request_survives_the_wire() -> None:
     for body in bodies():
         assert check(body) is not None
 
 
-def test_whatever_arrives_is_a_request_or_an_error_of_the_protocol() -> None:
+def test_any_bytes_are_a_request_or_an_error_of_the_protocol() -> None:
     chance = random.Random(11)
     begin = bodies()
     read = 0

@@ -88,7 +88,7 @@ def nothing_lost(client: Client) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------------- disk
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_on_a_full_disk_requests_say_so_and_everything_goes_on_once_there_is_room(new_service) -> None:
+def test_on_a_full_disk_requests_say_so_and_everything_continues_once_there_is_room(new_service) -> None:
     with small_disk(new_service.folder / "disk", 16) as disk:
         service = new_service(disk.inside, program=disk.program)
         with service.start() as client:
@@ -116,7 +116,7 @@ def test_on_a_full_disk_requests_say_so_and_everything_goes_on_once_there_is_roo
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_a_job_that_comes_upon_a_full_disk_says_so_and_goes_on_to_the_same_weights(new_service) -> None:
+def test_a_job_on_a_full_disk_says_so_and_continues_to_the_same_weights(new_service) -> None:
     folder = new_service.folder
     with small_disk(folder / "disk", 16) as disk:
         service = new_service(disk.inside, train=1, program=disk.program)
@@ -155,7 +155,7 @@ def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_i
 
 
 # ------------------------------------------------------------------------------------------------------------------ permissions
-def test_a_lost_permission_is_named_and_everything_goes_on_once_it_is_back(new_service) -> None:
+def test_a_lost_permission_is_named_and_everything_continues_once_it_is_back(new_service) -> None:
     program = (*UNPRIVILEGED, *PROGRAM) if os.geteuid() == 0 else PROGRAM  # root may do everything unless its capabilities are dropped
     service = new_service(program=program)
     state = service.state
@@ -293,7 +293,7 @@ def test_after_a_damaged_checkpoint_the_one_before_is_used_and_the_weights_are_t
     assert service.stop() == 0
 
 
-def test_the_way_out_that_a_message_names_is_written_down() -> None:
+def test_the_remedy_that_a_message_names_is_documented() -> None:
     operations = (HERE.parent.parent / "docs" / "operations.md").read_text()
     for words in ("disk is full", "cannot be written by this user", "replace it with a back-up"):
         assert words in operations

@@ -71,7 +71,7 @@ def dataset(service: Machine) -> Machine:
     return service
 
 
-def test_it_starts_and_says_how_it_is(service: Machine) -> None:
+def test_it_starts_and_reports_its_state(service: Machine) -> None:
     assert service.property("ActiveState") == "active"
     assert "listening on ipc:///var/lib/offrld/run/offrld.sock" in service.property("StatusText")
     shown = service.run("systemctl status offrld")
@@ -85,7 +85,7 @@ def test_nobody_else_reaches_the_socket(service: Machine) -> None:
     assert "exit 4" in service.run(f"{AS_SERVICE} ping; echo exit $?", user="nobody", check=False).replace("exit 3", "exit 4")
 
 
-def test_it_is_shut_in(service: Machine) -> None:
+def test_it_is_confined(service: Machine) -> None:
     """What the unit promises, seen from a process in its place."""
     pid = main_pid(service)
     known = service.run(f"cat /proc/{pid}/status")
@@ -107,7 +107,7 @@ def test_a_job_trains_as_the_services_user_and_its_policy_is_fetched(dataset: Ma
     dataset.run("test -s /var/lib/offrld/policy.onnx")
 
 
-def test_after_kill_9_it_is_started_again_and_the_job_goes_on(dataset: Machine) -> None:
+def test_after_kill_9_it_is_restarted_and_the_job_continues(dataset: Machine) -> None:
     job = offrl(dataset, f"submit {LONG}").strip()
     before = running_at(dataset, job, 0)
     first = main_pid(dataset)
@@ -118,7 +118,7 @@ def test_after_kill_9_it_is_started_again_and_the_job_goes_on(dataset: Machine) 
     offrl(dataset, f"cancel {job}")
 
 
-def test_one_that_hangs_is_started_again(dataset: Machine) -> None:
+def test_a_hung_service_is_restarted(dataset: Machine) -> None:
     """SIGSTOP: nothing feeds the watchdog any more. The unit waits for a minute, here for some seconds."""
     dataset.run("mkdir -p /etc/systemd/system/offrld.service.d")
     dataset.run("printf '[Service]\\nWatchdogSec=6\\n' > /etc/systemd/system/offrld.service.d/test.conf")
@@ -145,7 +145,7 @@ def test_a_stop_writes_a_checkpoint_within_the_grace_and_leaves_no_process(datas
     offrl(dataset, f"cancel {job}")
 
 
-def test_bad_settings_are_said_and_not_tried_again(dataset: Machine) -> None:
+def test_bad_settings_are_reported_and_not_retried(dataset: Machine) -> None:
     dataset.run("echo 'no_such = 1' >> /var/lib/offrld/offrld.toml")
     dataset.run("systemctl restart offrld", check=False)
     until(lambda: dataset.property("ActiveState") == "failed", "it has given up")
@@ -155,7 +155,7 @@ def test_bad_settings_are_said_and_not_tried_again(dataset: Machine) -> None:
     offrl(dataset, "ping")
 
 
-def test_two_robots_are_let_in_by_their_keys(dataset: Machine) -> None:
+def test_two_robots_connect_with_their_keys(dataset: Machine) -> None:
     """Each in a network namespace of its own, on a wire to the box, as docs/operations.md has it."""
     dataset.run("echo 'bind = \"tcp://10.9.0.1:7733\"' >> /var/lib/offrld/offrld.toml")
     dataset.run("ip link add robots type bridge && ip addr add 10.9.0.1/24 dev robots && ip link set robots up")

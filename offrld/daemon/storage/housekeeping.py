@@ -92,7 +92,7 @@ def sweep(state: StateFolder, jobs: set[str], unfinished: set[str], datasets: se
             elif entry.name.startswith(UNFINISHED_DATASET) and entry.name.removeprefix(UNFINISHED_DATASET) not in unfinished:
                 gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
     gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
-    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them
+    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # their copying ended with the last daemon
     return gone
 
 

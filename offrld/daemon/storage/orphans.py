@@ -32,11 +32,11 @@ async def note(state: StateFolder, database: Database, job: Job) -> None:
 
 def _note(state: StateFolder, job: Job) -> None:
     folder = state.dataset(str(job.dataset))
-    found = _take(folder) if origin.made_by(folder) == job.id else None
-    if found is not None:
+    orphan = _take(folder) if origin.made_by(folder) == job.id else None
+    if orphan is not None:
         try:
             with state.run(job.id).events.open("ab") as record:  # its last line may be torn
-                record.write(b"\n" + json.dumps({"type": "dataset", "dataset": found[1]}).encode() + b"\n")
+                record.write(b"\n" + json.dumps({"type": "dataset", "dataset": orphan[1]}).encode() + b"\n")
         except OSError as error:
             log.warning("dataset %s of job %s cannot be listed: %s", job.dataset, job.id, error)
 
@@ -45,9 +45,9 @@ async def adopt(state: StateFolder, database: Database, dataset: str) -> None:
     """List or remove a dataset that a job of steps made, if the queue does not know it and no unfinished job writes it."""
     if await database.read(datasets.mentioned, dataset):
         return
-    found = await asyncio.to_thread(_take, state.dataset(dataset))
-    if found is not None:
-        job, info = found
+    orphan = await asyncio.to_thread(_take, state.dataset(dataset))
+    if orphan is not None:
+        job, info = orphan
         listed = await database.write(_list, job, info)
         log.warning("dataset %s, which job %s left unfinished, %s", dataset, job, "is listed" if listed else "stays aside: its job is gone")
 
@@ -81,9 +81,9 @@ def _take(folder: Path) -> tuple[str, dict[str, Any]] | None:
 def _list(db: Connection, job: str, info: dict[str, Any]) -> bool:
     """List a dataset as its worker would have."""
     try:
-        found = find(db, job)
+        record = find(db, job)
     except OffrlError:
         return False
-    if found.kind in MAKES_STEPS:
-        events.take_line(db, found, json.dumps({"type": "dataset", "dataset": info}).encode())
-    return found.kind in MAKES_STEPS
+    if record.kind in MAKES_STEPS:
+        events.take_line(db, record, json.dumps({"type": "dataset", "dataset": info}).encode())
+    return record.kind in MAKES_STEPS
