@@ -1,15 +1,15 @@
 """offrld: the service that turns logged robot and simulator data into policies.
 
-In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`, data sets by name through
-`datasets`, and collectors through `collect`; everything else is imported from its own module, so that the control plane (`offrld.daemon`)
-never pulls in torch.
+Notebooks and tests use the same engine in-process through `train`, `build`, `load`, `Learner` and `Shapes`, named datasets through
+`datasets`, and collectors through `collect`. Everything else is imported from its own module, so that the control plane (`offrld.daemon`)
+never loads torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import offrl  # noqa: F401  before onnxruntime, whose telemetry it switches off
+import offrl  # noqa: F401  it must come before onnxruntime, whose telemetry it switches off
 
 if TYPE_CHECKING:
     from offrld import datasets
@@ -19,7 +19,7 @@ __all__ = ["Learner", "Loaded", "Shapes", "build", "datasets", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("collect", "datasets"):  # where nobody has imported them yet
+    if name in ("collect", "datasets"):  # packages that nothing has imported yet
         import importlib
 
         return importlib.import_module(f"offrld.{name}")

@@ -1,4 +1,4 @@
-"""What is said about a dataset: by the worker that made it, and by the daemon that finds one whose worker died first."""
+"""Describe a dataset: for the worker that made it, and for the daemon if that worker died before it could."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offrld.json_safe import json_safe
 
 
 def dataset_info(name: str, store: EpisodeStore) -> dict[str, Any]:
-    """The fields of the wire's DatasetInfo but for ``pinned_by``."""
+    """Return the fields of the wire's DatasetInfo except ``pinned_by``."""
     returns = np.asarray(store.returns, np.float64)
     statistics = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()} if len(returns) else {}
     info = {

@@ -1,4 +1,4 @@
-"""How much the state folder holds. Reads the file system: call it in a thread."""
+"""Measure how much disk space a folder takes. This reads the file system: call it in a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ BLOCK = 4096
 
 
 def usage(folder: Path) -> int:
-    """Bytes on the disk below ``folder``: holes count nothing, a file with several names once, what vanishes meanwhile nothing."""
+    """Return the bytes on disk below ``folder``.
+
+    Holes do not count, a file with several names counts once, and files that vanish meanwhile are ignored.
+    """
     total, seen = 0, set()
     stack = [os.fspath(folder)]
     while stack:
@@ -20,15 +23,15 @@ def usage(folder: Path) -> int:
         with entries:
             for entry in entries:
                 try:
-                    found = entry.stat(follow_symlinks=False)
+                    status = entry.stat(follow_symlinks=False)
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(entry.path)
                 except OSError:
                     continue
-                if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                    if found.st_ino in seen:
+                if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                    if status.st_ino in seen:
                         continue
-                    seen.add(found.st_ino)
-                # While ext4 allocates what was written late, a file's blocks count twice for a moment: never more than its size.
-                total += min(found.st_blocks * 512, -(-found.st_size // BLOCK) * BLOCK)
+                    seen.add(status.st_ino)
+                # While ext4 allocates delayed writes, a file's blocks count twice for a moment: count no more than its size.
+                total += min(status.st_blocks * 512, -(-status.st_size // BLOCK) * BLOCK)
     return total

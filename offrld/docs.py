@@ -64,23 +64,24 @@ def _algorithm(algorithm: Algorithm) -> Iterator[str]:
     if algorithm.inputs:
         takes = [f"`{name}` ({'any algorithm that acts' if kind == 'policy' else f'`{kind}`'})" for name, kind in algorithm.inputs.items()]
         yield f"Uses other jobs: {', '.join(takes)}.\n"
-    known = settings.describe(algorithm.config)
-    yield from _table({name: setting for name, setting in known.items() if "." not in name})
+    described_settings = settings.describe(algorithm.config)
+    yield from _table({name: setting for name, setting in described_settings.items() if "." not in name})
     components = _components(algorithm.config)
     if components:
         yield from ("\n| component | type | different defaults |", "|---|---|---|")
         for name, kind in components.items():
             usual = settings.describe(kind)
-            other = {n: known[f"{name}.{n}"].default for n in usual if known[f"{name}.{n}"].default != usual[n].default}
-            yield f"| `{name}` | [{kind.__name__}](#{kind.__name__.lower()}) | {_values(other)} |"
+            defaults = {part: described_settings[f"{name}.{part}"].default for part in usual}
+            different = {part: value for part, value in defaults.items() if value != usual[part].default}
+            yield f"| `{name}` | [{kind.__name__}](#{kind.__name__.lower()}) | {_values(different)} |"
     yield ""
     for preset, values in algorithm.presets.items():
         yield f"- preset `{preset}`: {_values(values) or 'the defaults'}"
 
 
-def _table(known: Mapping[str, settings.Setting]) -> Iterator[str]:
+def _table(rows: Mapping[str, settings.Setting]) -> Iterator[str]:
     yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
-    described = {name: setting.as_json() for name, setting in known.items()}
+    described = {name: setting.as_json() for name, setting in rows.items()}
     for name, entry in described.items():
         cells = entry["type"], default_text(entry["default"]), meaning(name, entry, described) + _limits(entry)
         yield f"| `{name}` | {' | '.join(map(_cell, cells))} |"
@@ -107,11 +108,11 @@ def _components(config: Any) -> dict[str, type]:
 
 
 def main() -> int:
-    """Write the page, or compare it with `--check`."""
+    """Write the page, or with ``--check`` compare it; return the exit status."""
     if "--check" not in sys.argv[1:]:
         PATH.write_text(text())
     elif not PATH.is_file() or PATH.read_text() != text():
-        print(f"error: {PATH.name} is stale; make docs", file=sys.stderr)
+        print(f"error: {PATH.name} is stale: run make docs", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,7 @@
 """Landlock, the kernel's sandbox for a process without privileges, through its three system calls.
 
-The C library has no wrappers for them. A ruleset lists what stays allowed; everything else that it handles is refused with EACCES, to this
-thread and to every thread and process that it starts from then on. No process can take the restriction back. See landlock(7).
+The C library has no wrappers for them. A ruleset lists what stays allowed; the kernel refuses everything else that the ruleset handles with
+EACCES. This holds for the current thread and for every thread and process that it starts later. No process can lift it. See landlock(7).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the numbers of the calls are the same on every architecture
-VERSION = 1  # flag of CREATE_RULESET: return the newest ABI in place of a ruleset
-PATH_BENEATH = 1  # a rule about a file or a folder with everything below it
-NO_NEW_PRIVS = 38  # of prctl(2); the kernel asks for it first
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # call numbers, the same on every architecture
+VERSION = 1  # flag of CREATE_RULESET: return the newest ABI instead of a ruleset
+PATH_BENEATH = 1  # type of a rule: a file, or a folder with everything below it
+NO_NEW_PRIVS = 38  # option of prctl(2), which the kernel requires first
 
-# Rights over files, with the ABI that brought them.
+# Rights over files. SINCE lists the ABI that introduced each.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
 MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = 1 << 9, 1 << 10, 1 << 11, 1 << 12
@@ -32,7 +32,7 @@ DEVICE = READ_FILE | WRITE_FILE | IOCTL_DEV
 ALL = (1 << 16) - 1
 
 TCP = 3  # bind and connect; since ABI 4
-SIGNALS, ABSTRACT_SOCKETS = 2, 1  # what a scoped process cannot reach outside of its sandbox; since ABI 6
+SIGNALS, ABSTRACT_SOCKETS = 2, 1  # what a scoped process cannot reach outside its sandbox; since ABI 6
 
 
 class _Ruleset(ctypes.Structure):
@@ -46,7 +46,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel offers; 0 if it has none, or if it is switched off or filtered away."""
+    """Return the version of Landlock that this kernel offers; 0 if it has none, or if it is switched off or blocked."""
     try:
         return max(0, _call(CREATE_RULESET, None, 0, VERSION))
     except OSError:
@@ -54,21 +54,22 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[tuple[Path, int]], *, network: bool, signals: bool) -> int:
-    """Leave this thread only what the rules allow.
+    """Restrict this thread to what the rules allow; return the ABI in force, 0 if the kernel has none and nothing is restricted.
 
     Args:
-        rules: a path and the rights over it and everything below it; a path that does not exist is left out.
+        rules: pairs of a path and the rights over it and everything below it; a path that does not exist is ignored.
         network: whether TCP connections stay allowed.
-        signals: whether signals to processes outside of the sandbox stay allowed.
+        signals: whether signals to processes outside the sandbox stay allowed.
 
-    Returns the ABI that holds, 0 if the kernel has none and nothing is restricted. Raises `OSError` if the kernel refuses a rule.
+    Raises:
+        OSError: the kernel refuses a rule.
     """
     version = abi()
     if not version:
         return 0
     handled = sum(rights for since, rights in SINCE if since <= version)
     ruleset = _Ruleset(handled, 0 if network or version < 4 else TCP, 0 if signals or version < 6 else SIGNALS | ABSTRACT_SOCKETS)
-    size = 8 if version < 4 else 16 if version < 6 else 24  # an older kernel knows the first fields only
+    size = 8 if version < 4 else 16 if version < 6 else 24  # an older kernel knows only the first fields
     descriptor = _call(CREATE_RULESET, ctypes.byref(ruleset), size, 0)
     try:
         for path, rights in rules:
@@ -83,7 +84,7 @@ def restrict(rules: Iterable[tuple[Path, int]], *, network: bool, signals: bool)
 def _add(ruleset: int, path: Path, rights: int) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # not there, or below a folder that this user cannot enter
+    except OSError:  # it does not exist, or lies below a folder that this user cannot enter
         return
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
@@ -102,10 +103,10 @@ def _no_new_privileges() -> None:
 def _call(number: int, *arguments: object) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
-    done = library.syscall(ctypes.c_long(number), *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments))
-    if done < 0:
+    result = library.syscall(ctypes.c_long(number), *(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments))
+    if result < 0:
         _failed()
-    return done
+    return result
 
 
 def _failed() -> None:

@@ -1,9 +1,11 @@
 """Settings of algorithms and networks: frozen dataclasses whose fields carry meaning, unit, limits and choices.
 
-A nested dataclass (a component: an encoder, an optimiser, a scaler) is addressed by dotted paths (``critic_encoder.units``); one with
-a field ``type`` also by its own name, which then sets the type (``q_function=qr``). `build` applies settings given by the user, checks
-each against its field, names the nearest known one for a misspelling and refuses those that the chosen type does not read; `describe`
-tells everything about every field, which is what `offrl algos`, the daemon's validation and the generated documentation are made from.
+Dotted paths address the settings of a component (a nested dataclass: an encoder, an optimiser, a scaler), for example
+``critic_encoder.units``. A component with a field ``type`` can also be set by its own name, which sets the type (``q_function=qr``).
+
+`build` applies the user's settings. It checks each value against its field, suggests the nearest name for a misspelling, and refuses a
+setting that the chosen type does not read. `describe` returns everything about every field; `offrl algos`, the daemon's validation and the
+generated documentation use it.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from offrl.errors import InvalidInput, Unknown, likely, nearest
 T = TypeVar("T")
 Words = tuple[str, ...] | Callable[[], tuple[str, ...]]
 _META = "offrl.setting"
-EXACT = 2**53  # up to which a float holds every whole number
+EXACT = 2**53  # a float holds every whole number up to this
 LARGEST = 3e38  # about the largest float32
-MOST_ITEMS, MOST_SHOWN = 1000, 100  # of a list; characters of a value in a message
+MOST_ITEMS, MOST_SHOWN = 1000, 100  # items of a list; characters of a value in a message
 IN_WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
     "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict": "a table of names and values",
 }  # fmt: skip
-_WRONG: Any = object()  # a value of another type
+_WRONG: Any = object()  # stands for a value of the wrong type
 
 
 def setting(
@@ -43,19 +45,19 @@ def setting(
     only: Words | Mapping[str, Words] | None = None,
     probe: Any = None,
 ) -> Any:
-    """A field of a settings dataclass: int, float, bool, str, tuple[int, ...], tuple[float, ...] or dict, each also ``| None``.
+    """Make a field of a settings dataclass: int, float, bool, str, tuple[int, ...], tuple[float, ...] or dict, each also ``| None``.
 
     Args:
-        default: the value when nothing is given.
-        help: what it means, one line.
-        unit: of the value, where it has one ("updates", "transitions", ...).
-        low, high: inclusive limits (``exclusive_low``: above low), of each element of a list.
-        choices: the allowed words of a text setting; a function where plugins add to them.
-        only: the words of the neighbouring field ``type`` under which this setting is read, or {neighbour: words}. Given a value of
-            its own while it is not read, it is refused rather than ignored.
-        probe: another valid value under which the change of this setting shows within a few updates; for the test which proves
-            that every setting matters, where the default would hide the effect (a limit that is never reached, say). A dict
-            maps other settings to values that both sides of the comparison then use, with ``""`` for this one.
+        default: the default value.
+        help: its meaning, one line.
+        unit: the value's unit, if it has one ("updates", "transitions", ...).
+        low, high: inclusive limits of the value, or of each element of a list (``exclusive_low``: the value must be above low).
+        choices: the allowed words of a text setting; a function if plug-ins add to them.
+        only: the words of the neighbouring field ``type`` under which this setting is read, or {neighbour: words}. A value for a setting
+            that is not read is an error, not ignored.
+        probe: another valid value that changes training within a few updates, for the test that every setting matters; needed if the
+            default hides the effect (a limit that is never reached, for example). A dict maps other settings to values that both sides of
+            the comparison use, with ``""`` for this setting.
     """
     metadata = {
         _META: {
@@ -69,14 +71,14 @@ def setting(
             "only": {"type": only} if isinstance(only, tuple) or callable(only) else dict(only or {}),
         }
     }
-    if isinstance(default, dict):  # each instance gets its own: a dict can be changed in place
+    if isinstance(default, dict):  # each instance gets its own copy, because a dict is mutable
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One field as `describe` found it: dotted name, type in words, default and the arguments of `setting`.
+    """One field as `describe` returns it: dotted name, type in words, default, and the arguments of `setting`.
 
     ``only`` maps dotted names of other settings to the words under which this one is read.
     """
@@ -94,7 +96,7 @@ class Setting:
     probe: Any = None
 
     def as_json(self) -> dict[str, Any]:
-        """``{"type", "default", "help", ...}`` without the keys that say nothing."""
+        """Return ``{"type", "default", "help", ...}`` without the keys that are not set."""
         result: dict[str, Any] = {"type": self.type, "default": _plain(self.default), "help": self.help}
         for key in ("unit", "low", "high", "exclusive_low", "choices"):
             value = getattr(self, key)
@@ -106,13 +108,13 @@ class Setting:
 
     @classmethod
     def of_json(cls, name: str, entry: Mapping[str, Any]) -> Setting:
-        """Read what `as_json` wrote; keys of a later version are ignored."""
-        known = {field.name for field in dataclasses.fields(cls)} - {"name", "only"}
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in known}
+        """Read the output of `as_json`; keys of a later version are ignored."""
+        keys = {field.name for field in dataclasses.fields(cls)} - {"name", "only"}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in keys}
         return cls(name=name, only={other: tuple(words) for other, words in entry.get("only", {}).items()}, **values)
 
     def check(self, value: Any) -> Any:
-        """Return ``value`` as one of the setting's types; raise `InvalidInput` that names setting, value and what it takes."""
+        """Return ``value`` as one of the setting's types. Raises `InvalidInput` with the setting's name, the value and what is allowed."""
         for kind in self.type.split(" | "):
             converted = _converted(value, kind)
             if converted is not _WRONG and all(self._takes(item) for item in (converted if isinstance(converted, tuple) else (converted,))):
@@ -130,7 +132,7 @@ class Setting:
 
     def _within(self, value: float) -> bool:
         above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
-        # NaN is never within, and neither is a number that float32, the type of all computations, cannot hold.
+        # NaN fails, and so does a number that float32, the type of all computations, cannot hold.
         return above and (self.high is None or value <= self.high) and abs(value) <= (EXACT if isinstance(value, int) else LARGEST)
 
     def _wanted(self) -> str:
@@ -148,8 +150,8 @@ class Setting:
 
 # --- Reading a config ---
 def describe(config: Any) -> dict[str, Setting]:
-    """Every setting of a dataclass (class or instance) by its dotted name, in the order of declaration."""
-    found: dict[str, Setting] = {}
+    """Return every setting of a dataclass (class or instance) by its dotted name, in the order of declaration."""
+    described: dict[str, Setting] = {}
     for name, field, value in _walk(config() if isinstance(config, type) else config):
         prefix = name.removesuffix(field.name)
         rules = dict(field.rules)
@@ -157,12 +159,12 @@ def describe(config: Any) -> dict[str, Setting]:
         rules["only"] = {prefix + other: _words(words) for other, words in rules["only"].items()}
         if isinstance(rules["probe"], dict):
             rules["probe"] = {prefix + other if other else "": value for other, value in rules["probe"].items()}
-        found[name] = Setting(name=name, type=field.type, default=value, **rules)
-    return found
+        described[name] = Setting(name=name, type=field.type, default=value, **rules)
+    return described
 
 
 def as_flat(config: Any) -> dict[str, Any]:
-    """Dotted name -> value (tuples as lists): what `build` takes, and what run folders and policy files keep."""
+    """Map dotted name -> value (tuples as lists): `build` takes this form; run folders and policy files keep it."""
     return {name: _plain(value) for name, _, value in _walk(config)}
 
 
@@ -175,7 +177,7 @@ class _Field:
 
 @functools.cache
 def _fields(kind: type) -> tuple[_Field, ...]:
-    """The fields of a settings dataclass; resolving the annotations takes longer than all the rest, so it is done once for each class."""
+    """Return the fields of a settings dataclass. Resolving the annotations is slow, so it happens once for each class."""
     hints = typing.get_type_hints(kind)
     return tuple(
         _Field(field.name, "", {})
@@ -186,7 +188,7 @@ def _fields(kind: type) -> tuple[_Field, ...]:
 
 
 def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, _Field, Any]]:
-    """Dotted name, field and value of every setting, those of components in their place."""
+    """Yield dotted name, field and value of every setting, those of components too, in the order of declaration."""
     kind: type = type(config)
     for field in _fields(kind):
         value = getattr(config, field.name)
@@ -207,20 +209,20 @@ def _type_in_words(hint: Any) -> str:
 
 # --- Applying settings ---
 def build(config: T, *layers: Mapping[str, Any]) -> T:
-    """``config`` (an instance) with settings applied and checked, later layers (a preset, then the user's) over earlier ones.
+    """Return ``config`` (an instance) with settings checked and applied; later layers override earlier ones (a preset, then the user's).
 
-    Names are dotted (``{"critic_encoder.units": [64]}``) or nested (``{"critic_encoder": {"units": [64]}}``); a text in a component's
-    place is its type (``{"q_function": "qr"}``).
+    Names are dotted (``{"critic_encoder.units": [64]}``) or nested (``{"critic_encoder": {"units": [64]}}``). A text as the value of a
+    component is its type (``{"q_function": "qr"}``).
 
     Raises:
-        Unknown: of a name that no setting has; the hint is the nearest one.
-        InvalidInput: of a value of the wrong type or out of range, or of a setting that is not read under the chosen types.
+        Unknown: no setting has that name; the hint suggests the nearest one.
+        InvalidInput: a value has the wrong type or is out of range, or the chosen types do not read a setting.
     """
     return _replaced(config, merge(describe(config), *layers), "")
 
 
 def of_json(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Setting]:
-    """Read an algorithm's settings as `describe` gives them from their JSON form, which is all that the daemon has."""
+    """Read an algorithm's settings from their JSON form, which is all that the daemon has; the result is that of `describe`."""
     return {name: Setting.of_json(name, entry) for name, entry in config.items()}
 
 
@@ -248,9 +250,9 @@ def _refuse_unread(chosen: Mapping[str, Any], known: Mapping[str, Setting]) -> N
 
 
 def resolve(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
-    """Return ``values`` under the full dotted names of ``known``, unchecked; raise as `build`.
+    """Return ``values``, unchecked, under the full dotted names of ``known``. Raises as `build`.
 
-    Single entries of a dict setting (``encoder.options.depth``) come back as one table, which `merge` puts over the earlier values.
+    Single entries of a dict setting (``encoder.options.depth``) become one table, which `merge` lays over the earlier values.
     """
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     groups |= {group.rpartition(".")[0] for group in groups if "." in group}
@@ -263,7 +265,7 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str
             return
         if name in groups and f"{name}.type" not in known:
             inside = ", ".join(other for other in known if other.startswith(f"{name}."))
-            raise InvalidInput(f"setting {name!r} is a group, got {shown(value)} for it", hint=f"its settings: {inside}")
+            raise InvalidInput(f"setting {name!r} is a group and takes no value, got {shown(value)}", hint=f"its settings: {inside}")
         full = f"{name}.type" if name in groups else name
         table, inner = _table_of(full, known)
         if table is not None:
@@ -273,7 +275,7 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str
             close = likely(name, [*known, *sorted(groups)])
             raise Unknown(f"unknown setting {name!r}", hint=f"did you mean {close!r}?" if close else "`offrl algos NAME` lists them")
         if full in resolved and resolved[full] != value:
-            raise InvalidInput(f"setting {full!r} is given twice, as {shown(resolved[full])} and as {shown(value)}", hint="give it once")
+            raise InvalidInput(f"setting {full!r} is given twice, as {shown(resolved[full])} and as {shown(value)}", hint="set it once")
         resolved[full] = _plain(value)
 
     for name, value in values.items():
@@ -282,19 +284,19 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str
 
 
 class _Parts(dict[str, Any]):
-    """Entries given for a dict setting one by one, rather than as a whole that replaces the default."""
+    """Single entries of a dict setting, as opposed to a whole table that replaces the default."""
 
 
 def _put(parts: Any, path: list[str], value: Any, name: str) -> None:
     for part in path[:-1]:
         parts = parts.setdefault(part, _Parts()) if isinstance(parts, dict) else None
     if not isinstance(parts, dict):
-        raise InvalidInput(f"setting {name!r} lies inside a value that is not a table", hint="give the table or its entries, not both")
+        raise InvalidInput(f"setting {name!r} lies inside a value that is not a table", hint="set the table or its entries, not both")
     parts[path[-1]] = value
 
 
 def _table_of(name: str, known: Mapping[str, Setting]) -> tuple[str | None, list[str]]:
-    """The dict setting that a dotted name points into, and the path inside it."""
+    """Return the dict setting that a dotted name points into and the path inside it, or None and an empty path."""
     pieces = name.split(".")
     for length in range(len(pieces) - 1, 0, -1):
         head = known.get(".".join(pieces[:length]))
@@ -313,7 +315,7 @@ def _merged(base: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """``config`` with checked values; a component that refuses their combination (in ``__post_init__``) is named in the error."""
+    """Return ``config`` with checked values; the error names a component that refuses their combination (in ``__post_init__``)."""
     changed: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -333,9 +335,10 @@ def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def contrast(known: Mapping[str, Setting], name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Two groups of settings, equal but for ``name``, between which training must differ; None where no installed type reads it.
+    """Return two groups of settings that differ only in ``name``; None if no installed type reads the setting.
 
-    For the test that every setting matters: both are such that the setting is read; the second has its probe, or a value near its default.
+    The test that every setting matters expects different training from them. Both groups select types that read the setting; the second
+    group has its probe, or a value near its default.
     """
     field, common = known[name], {}
     for other, words in field.only.items():
@@ -345,7 +348,7 @@ def contrast(known: Mapping[str, Setting], name: str) -> tuple[dict[str, Any], d
             common[other] = words[0]
     value = field.probe
     if isinstance(value, dict):
-        common |= {other: each for other, each in value.items() if other}
+        common |= {other: shared for other, shared in value.items() if other}
         value = value[""]
     elif value is None and field.choices is not None:
         value = next(choice for choice in field.choices if choice != field.default)
@@ -361,7 +364,7 @@ def _words(words: Any) -> Any:
 
 
 def _converted(value: Any, kind: str) -> Any:
-    """``value`` as a type in words; `_WRONG` if it is of another type."""
+    """Return ``value`` as a type in words; `_WRONG` if it is of another type."""
     if kind.startswith("list["):
         if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
             return _WRONG
@@ -379,28 +382,28 @@ def _converted(value: Any, kind: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, however long it is and whatever it holds."""
+    """Return a value as text for a message, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # a whole number with more digits than Python prints
         return "a number of thousands of digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def as_whole(value: Any) -> Any:
-    """1e5, which TOML reads as a float, as the whole number that it is."""
+    """Return a float with a whole value as an int (TOML reads 1e5 as a float); anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, and tables that nobody else holds."""
+    """Return tuples as lists, tables as deep copies, and anything else unchanged."""
     if isinstance(value, tuple):
         return list(value)
     return copy.deepcopy(value) if isinstance(value, dict) else value
 
 
 def _table(value: Any) -> dict[str, Any] | None:
-    """Copy a table whose names are text and whose values are plain: numbers that float32 holds, text, lists, tables. Else None."""
+    """Copy a table with text as names and plain values (numbers that float32 holds, text, lists, tables); None for anything else."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         return None
     copied = {name: _entry(item) for name, item in value.items()}

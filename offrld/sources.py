@@ -1,4 +1,4 @@
-"""What in-process training takes for a dataset, as a store: a store, a part of one, a path, episodes, or arrays (tensors of torch too)."""
+"""Turn whatever in-process training accepts as a dataset into a store: a store, a part of one, a path, episodes, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from offrl_store.errors import StoreNotFound
 from offrl_store.store import EpisodeList
 from offrl_store.temporary import create_temporary, infer_schema
 
-_TAKEN = "give a store or its path, a file that can be imported, episodes, a dict of arrays, or a table"
+_ACCEPTED = "give a store or its path, a file that can be imported, episodes, a dict of arrays, or a table"
 
 
 def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.ndarray | None]:
-    """A dataset as a store, and the numbers of its episodes that are meant (None: all).
+    """Open a dataset as a store; return the store and the numbers of the chosen episodes (None: all).
 
-    What is not a store yet is copied into a temporary one, which goes when the object does.
+    Other sources are copied into a temporary store, whose folder is removed with the object.
 
     Args:
         source: an `EpisodeStore`; a part of ``store.episodes``; a store's path, or a file's that can be imported; any iterable of
             `Episode`; a dict of flat arrays (``observations``, ``actions``, ``rewards``, ``terminals``, ...); or a table of pandas,
             polars or pyarrow with a row per step.
-        schema: of episodes; None: what they show, with the actions' range as their bounds.
+        schema: schema for episodes; None: inferred from them, with the range of their actions as bounds.
 
     Raises:
-        InvalidInput: something else, no episode, or values that cannot be stored.
-        StoreNotFound: nothing lies at the path.
+        InvalidInput: the source is something else, has no episode, or has values that cannot be stored.
+        StoreNotFound: the path does not exist.
     """
     if isinstance(source, EpisodeStore):
         return source, None
@@ -49,40 +49,40 @@ def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.
         return _imported(source), None
     if isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes):
         return store_of(source, schema), None
-    raise InvalidInput(f"{type(source).__name__} is not a dataset", hint=_TAKEN)
+    raise InvalidInput(f"{type(source).__name__} is not a dataset", hint=_ACCEPTED)
 
 
 def is_dataset(source: Any) -> bool:
-    """Whether `opened` takes it, seen from its type alone."""
+    """Return whether `opened` accepts a source, judged by its type alone."""
     if isinstance(source, EpisodeStore | EpisodeList | str | os.PathLike | Mapping) or _is_table(source):
         return True
     return isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes)
 
 
 def _is_table(source: Any) -> bool:
-    """A table of pandas, polars or pyarrow."""
+    """Return whether a source is a table of pandas, polars or pyarrow."""
     return hasattr(source, "__arrow_c_stream__")
 
 
 def store_of(episodes: Iterable[Episode], schema: Schema | None = None) -> EpisodeStore:
-    """A temporary store of episodes; arguments and errors as of `opened`."""
-    kept = []
+    """Write episodes into a temporary store; for arguments and errors see `opened`."""
+    copies = []
     for episode in episodes:
         if not isinstance(episode, Episode):
-            raise InvalidInput(f"there is {type(episode).__name__} among the episodes", hint=_TAKEN)
+            raise InvalidInput(f"expected episodes, got {type(episode).__name__}", hint=_ACCEPTED)
         arrays = {field.name: getattr(episode, field.name) for field in dataclasses.fields(episode) if field.init}
-        kept.append(Episode(**{name: _array(value) for name, value in arrays.items()}))
-    if not kept:
-        raise InvalidInput("there is no episode to train on", hint=_TAKEN)
-    store = create_temporary(schema or _inferred(kept))
+        copies.append(Episode(**{name: _array(value) for name, value in arrays.items()}))
+    if not copies:
+        raise InvalidInput("there is no episode to train on", hint=_ACCEPTED)
+    store = create_temporary(schema or _inferred(copies))
     with store.writer() as writer:
-        for episode in kept:
+        for episode in copies:
             writer.append(episode)
     return store
 
 
 def _inferred(episodes: list[Episode]) -> Schema:
-    """The fields of the first episode, with the actions that all of them show as bounds."""
+    """Infer a schema: the fields of the first episode, with the range of all episodes' actions as bounds."""
     schema = infer_schema(episodes[0])
     if isinstance(schema.action, dict):
         return schema
@@ -100,12 +100,12 @@ def _of_path(path: str | os.PathLike[str]) -> EpisodeStore:
         return EpisodeStore.open(path)
     except StoreNotFound as error:
         if not Path(path).exists():
-            raise StoreNotFound(error.message, hint=f"{error.hint}; an environment's id is given as env=") from None
+            raise StoreNotFound(error.message, hint=f"{error.hint}; pass an environment's id as env=") from None
     return _imported(path)
 
 
 def _imported(source: Any) -> EpisodeStore:
-    from offrld.importers import import_into  # the formats' packages: not needed for a store
+    from offrld.importers import import_into  # loads the packages of the formats, which a store does not need
 
     folder = tempfile.TemporaryDirectory(prefix="offrl-store-")
     store = import_into(source, Path(folder.name, "store"))
@@ -114,13 +114,13 @@ def _imported(source: Any) -> EpisodeStore:
 
 
 def _array(value: Any) -> Any:
-    """Tensors of torch as arrays, those within dicts too; everything else as it is."""
+    """Return tensors as arrays, also inside dicts; anything else unchanged."""
     if isinstance(value, Mapping):
-        return {name: _array(each) for name, each in value.items()}
+        return {name: _array(item) for name, item in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16; float32 holds it
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16, whose values float32 holds
 
 
 __all__ = ["is_dataset", "opened", "store_of"]

@@ -1,4 +1,4 @@
-"""The demo's data: CartPole-v1 played by a mediocre, noisy rule, collected into a store in well under a second per 20,000 steps."""
+"""The demo's data: a mediocre, noisy rule plays CartPole-v1. Collecting 20,000 steps takes well under a second."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEFAULT_STEPS = 20_000
 
 
 def collect(path: str | os.PathLike[str], steps: int | None = None, episodes: int | None = None, seed: int = 0) -> EpisodeStore:
-    """Collects into a new store at ``path``: ``steps`` (20,000 unless told) or whole ``episodes``. Leaves nothing there when it fails.
+    """Collect ``steps`` (by default 20,000) or whole ``episodes`` into a new store at ``path``; on failure nothing is left there.
 
-    Raises `StoreExists` when the path is taken, `InvalidInput` for numbers that are not positive.
+    Raises `StoreExists` if the path exists, `InvalidInput` for numbers that are not positive.
     """
     if steps is None and episodes is None:
         steps = DEFAULT_STEPS

@@ -1,6 +1,7 @@
-"""`offrl demo`: the whole path on real data, in an embedded daemon: collect, import, train, fetch, evaluate with onnxruntime alone.
+"""`offrl demo`: collect, import, train, fetch and evaluate in an embedded daemon.
 
-CartPole-v1 is played by a mediocre, noisy rule; DiscreteCQL learns from what it left, and its policy, one ONNX file, is played against it.
+A mediocre, noisy rule plays CartPole-v1, and DiscreteCQL learns from its episodes. The learned policy, one ONNX file, is played with
+onnxruntime alone and compared with the rule.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from offrld.demo.embedded import embedded_daemon
 ENV = "CartPole-v1"
 STEPS = 12_000
 POLICY = "cartpole-policy.onnx"
-GAIN = 1.5  # the policy's mean return must be at least so many times its data's
+GAIN = 1.5  # least ratio of the policy's mean return to that of its data
 
 
 def run(out: Path, talk: Console) -> dict[str, Any]:
-    """Do it all; the JSON of ``offrl demo --json``."""
+    """Run the whole demo; return the JSON of ``offrl demo --json``."""
     from offrld.demo import cartpole
 
     with tempfile.TemporaryDirectory(prefix="offrl-demo-") as folder, embedded_daemon() as client:
@@ -43,7 +44,7 @@ def run(out: Path, talk: Console) -> dict[str, Any]:
         speeds = _follow(job, talk)
         job.wait()
         talk.print(f"[bold]4[/] fetching the policy to {out}")
-        path = job.fetch(out, force=out == Path(POLICY))  # of its own name: the file of the demo before
+        path = job.fetch(out, force=out == Path(POLICY))  # the default name may hold the file of an earlier demo
     talk.print("[bold]5[/] playing 20 episodes with onnxruntime alone")
     evaluation = evaluate(Policy(path), ENV, episodes=20)
     return {
@@ -56,7 +57,7 @@ def run(out: Path, talk: Console) -> dict[str, Any]:
 
 
 def _follow(job: Any, talk: Console) -> list[float]:
-    """Show the job's progress; the speeds that it reported."""
+    """Show the job's progress; return the speeds that it reported."""
     speeds: list[float] = []
     columns = (BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} updates"), TextColumn("{task.fields[speed]}"))
     with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
@@ -70,7 +71,7 @@ def _follow(job: Any, talk: Console) -> list[float]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The result as a small table."""
+    """Return the result as a small table."""
     rows = Table(title=f"{ENV}, mean return of an episode", title_justify="left")
     rows.add_column("")
     rows.add_column("value", justify="right")
@@ -83,12 +84,12 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def main() -> int:
-    """The exit status: 0, or 1 where the policy is not `GAIN` times as good as its data."""
+    """Run the command; return its exit status, 1 if the policy's return is less than `GAIN` times its data's."""
     parser = argparse.ArgumentParser(prog="offrl demo", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
-    parser.add_argument("--out", type=Path, default=Path(POLICY), help="where the policy goes")
+    parser.add_argument("--out", type=Path, default=Path(POLICY), help="file to write the policy to")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the embedded daemon is ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the embedded daemon is stopped on the way out
     try:
         if options.out != Path(POLICY) and options.out.is_file():
             raise Conflict(f"{options.out} exists", hint="choose another name")

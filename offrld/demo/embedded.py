@@ -1,4 +1,4 @@
-"""A daemon of one's own, for as long as a `with` block: the demo, notebooks and benchmarks use it; nothing has to be set up."""
+"""A private daemon for the time of a `with` block, without any setup: for the demo, notebooks and benchmarks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ STOP_S = 30.0
 
 @contextmanager
 def embedded_daemon(state_dir: str | os.PathLike[str] | None = None) -> Iterator[Client]:
-    """Start `offrld` as a child process and give a client of it; the daemon ends with the block.
+    """Start `offrld` as a child process and yield a client of it; the daemon ends with the block.
 
     Args:
-        state_dir: where it keeps everything; by default a temporary folder that is removed at the end.
+        state_dir: its state folder; by default a temporary folder that is removed at the end.
 
     Raises:
         OffrlError: it did not start; the message holds the last line of its log.

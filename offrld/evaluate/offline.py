@@ -1,7 +1,7 @@
-"""How near a policy is to the actions of episodes that it was not trained on: what ``--validation`` reports beside the losses.
+"""Compare a policy's actions with those of held-out episodes: ``--validation`` reports the result beside the losses.
 
-An episode counts with the transitions that the sampler would give of it: without its last one where it was truncated and the final
-observation is missing. Nearness to the data says how well a policy imitates, not how good it is: read it beside the returns.
+The metrics use the transitions that the sampler would return: an episode that was truncated without a final observation loses its last one.
+Agreement with the data shows how well a policy imitates, not how good it is: read it beside the returns.
 """
 
 from __future__ import annotations
@@ -18,26 +18,31 @@ if TYPE_CHECKING:
     from offrld.engine import Learner
     from offrld.engine.learner.policy_networks import PolicyModule
 
-BATCH = 1024  # observations per call of the policy: bounds the memory of pixels to 30 MB
+BATCH = 1024  # observations per call of the policy: pixels take at most 30 MB
 
 
 def action_error(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
-    """Mean over the transitions of the squared distance between the policy's action and the dataset's, summed over the dimensions, in the
-    environment's units squared. ``policy`` takes observations ``[B, ...]`` (a dict of them for several fields) and gives ``[B, A]``.
+    """Return the mean squared distance between the policy's actions and the dataset's, in the environment's units squared.
+
+    The square is summed over the dimensions and averaged over the transitions.
+
+    Args:
+        policy: takes observations ``[B, ...]`` (a dict of them for several fields) and returns actions ``[B, A]``.
+        episodes: their numbers.
 
     Raises:
-        InvalidInput: the actions differ in shape, or the episodes hold no transition.
+        InvalidInput: the actions differ in shape, or the episodes have no transition.
     """
     return _error((policy(observation), action) for observation, action in _batches(store, episodes))
 
 
 def action_match(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
-    """Share of the transitions in which the policy's discrete action ``[B]`` is the dataset's. Arguments and errors as `action_error`."""
+    """Return the share of transitions whose discrete action the policy also chooses; for arguments and errors see `action_error`."""
     return _match((policy(observation), action) for observation, action in _batches(store, episodes))
 
 
 def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
-    """``{"action_match" | "action_error": {seed: value}}`` of the learner's policies on its held-out episodes; empty without any."""
+    """Return ``{"action_match" | "action_error": {seed: value}}`` of a learner's policies on its held-out episodes; empty without any."""
     store, episodes = learner.store, np.asarray(learner.holdout)
     if store is None or not any(True for _ in _batches(store, episodes)):
         return {}
@@ -46,7 +51,7 @@ def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
 
 
 def _error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Of the policy's and the dataset's actions, in batches."""
+    """Return the mean squared distance of pairs of batches: the policy's and the dataset's actions."""
     total, count = 0.0, 0
     for predicted, action in pairs:
         total += float(np.square(_of_shape(predicted, action).astype(np.float64) - action).sum())
@@ -63,8 +68,11 @@ def _match(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The policy's actions and the dataset's at every transition. It sees the episode up to there as it was: the frames that it stacks,
-    and a sequence model the steps of its context, asked for the return that the episode had."""
+    """Yield the policy's and the dataset's actions at every transition.
+
+    The policy sees the recorded episode up to the transition: the frames that it stacks or, for a sequence model, the steps of its context
+    with the episode's own return as the target.
+    """
     import torch
 
     from offrld.engine.learner.data import observation_column, stacked_rows
@@ -88,7 +96,7 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
 
 
 def _rows(store: EpisodeStore, episodes: Iterable[int], size: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """An episode's first row and number of steps, and the rows of its transitions, at most ``size`` at a time, never across episodes."""
+    """Yield an episode's first row, its number of steps, and the rows of at most ``size`` of its transitions; never across episodes."""
     for number in episodes:
         episode, first = store.episodes[int(number)], int(store.episode_table["first_row"][int(number)])
         steps = episode.steps - (1 if episode.final_missing and not episode.terminated else 0)
@@ -97,7 +105,7 @@ def _rows(store: EpisodeStore, episodes: Iterable[int], size: int) -> Iterator[t
 
 
 def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-    """Observations and actions of the episodes' transitions, at most `BATCH` at a time."""
+    """Yield observations and actions of at most `BATCH` transitions, for all transitions of the episodes."""
     for number in np.asarray(episodes):
         for first, _, rows in _rows(store, [number], BATCH):
             fields, inside = store.episodes[int(number)].observation, slice(rows[0] - first, rows[-1] + 1 - first)
@@ -108,14 +116,14 @@ def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, n
 def _of_shape(predicted: np.ndarray, action: np.ndarray) -> np.ndarray:
     predicted = np.asarray(predicted)
     if predicted.shape[:1] != action.shape[:1] or predicted.size != action.size:
-        message = f"the policy gives actions of shape {predicted.shape} where the dataset has {action.shape}"
-        raise InvalidInput(message, hint="use a policy of this dataset")
+        message = f"the policy's actions have shape {predicted.shape}; the dataset's have {action.shape}"
+        raise InvalidInput(message, hint="use a policy that was trained on this dataset")
     return predicted.reshape(action.shape)
 
 
 def _some(count: int) -> int:
     if not count:
-        raise InvalidInput("the held-out episodes have no transition", hint="hold out more, or longer, episodes")
+        raise InvalidInput("the held-out episodes have no transition", hint="hold out more or longer episodes")
     return count
 
 

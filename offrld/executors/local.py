@@ -1,7 +1,7 @@
-"""Runs a worker as a process of this machine: own session, control lines on its stdin, event lines on its stdout.
+"""Run a worker as a process of this machine, in its own session, with control lines on its stdin and event lines on its stdout.
 
-The exit is seen through a pidfd while the process is still a zombie, so its process group (compiler processes, data loaders) can be
-killed before the number is given back to the system; asyncio's own subprocess would wait for whoever still holds the stdout pipe.
+A pidfd reports the exit while the process is still a zombie, so its process group (compiler processes, data loaders) can be killed before
+the system can reuse the number. The subprocess class of asyncio would wait until every process has closed the stdout pipe.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MARK = "OFFRLD_WORKER"  # environment variable "JOB:STATE_DIR" by which a later daemon finds what an earlier one left behind
-SPARE = "spare-"  # what stands there in place of the job while a worker has none; `assign` notes the job that it gets
-MAX_LINE = 8 << 20  # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
-DRAIN_S = 2.0  # wait for the rest of stdout after the exit
+MARK = "OFFRLD_WORKER"  # environment variable, "JOB:STATE_DIR", by which a daemon finds the processes that an earlier one left
+SPARE = "spare-"  # prefix of the name that replaces the job for a worker without one; `assign` records its job
+MAX_LINE = 8 << 20  # longer event lines are dropped: a worker's output must not fill the daemon's memory
+DRAIN_S = 2.0  # longest wait for the rest of stdout after the exit
 
 
 class LocalWorker:
-    """A started worker. ``send`` and ``close_stdin`` talk to it, ``wait`` gives its return code (negative: the signal)."""
+    """A started worker. `send` and `close_stdin` write to it; `wait` returns its return code (negative: the signal)."""
 
     def __init__(self, process: subprocess.Popen[bytes], on_line: Callable[[bytes], None], name: str = "") -> None:
         self.pid = process.pid
@@ -41,7 +41,7 @@ class LocalWorker:
         self._finishing: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        """Hook both pipes into the event loop."""
+        """Connect both pipes to the event loop."""
         self._stdin, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
         self._read_transport, _ = await self._loop.connect_read_pipe(lambda: self._stdout, self._process.stdout)
 
@@ -51,39 +51,39 @@ class LocalWorker:
         return self._exited.done() or self._finishing is not None
 
     def listen(self, on_line: Callable[[bytes], None]) -> None:
-        """From now on give the lines of its stdout to ``on_line``: a spare worker has got its job."""
+        """Pass the further lines of its stdout to ``on_line``: a spare worker has received its job."""
         self._stdout.on_line = on_line
 
     def send(self, message: dict[str, Any]) -> None:
-        """One control line; silently nothing when the worker is gone."""
+        """Send one control line; do nothing if the worker is gone."""
         if self._stdin is not None and not self._stdin.is_closing():
             self._stdin.write(json.dumps(message).encode() + b"\n")
 
     def close_stdin(self) -> None:
-        """What a worker sees when its daemon is gone: it makes a checkpoint and ends."""
+        """Close the worker's stdin, as if the daemon were gone: the worker writes a checkpoint and ends."""
         if self._stdin is not None:
             self._stdin.close()
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group. Harmless after the end."""
+        """Send SIGKILL to the whole process group; do nothing after the end."""
         if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def tell_where(self) -> None:
-        """SIGUSR1: a worker writes the stacks of its threads into its log. Anything else ends by it."""
+    def dump_stacks(self) -> None:
+        """Send SIGUSR1: a worker then writes the stacks of its threads into its log. Any other program ends."""
         if not self.ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGUSR1)
 
     async def wait(self) -> int:
-        """The return code, after the last line of stdout was delivered."""
+        """Return the return code, after the last line of stdout was delivered."""
         return await asyncio.shield(self._exited)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self.kill()  # the leader is a zombie: its group number cannot have been given to anybody else yet
+        self.kill()  # the leader is a zombie: the system cannot have reused its group number yet
         code = self._process.wait()
         self._finishing = self._loop.create_task(self._finish(code))
 
@@ -101,7 +101,7 @@ class LocalWorker:
 
 
 class _Lines(asyncio.Protocol):
-    """Cuts a byte stream into lines."""
+    """Splits a byte stream into lines."""
 
     def __init__(self, on_line: Callable[[bytes], None]) -> None:
         self.on_line = on_line
@@ -125,7 +125,7 @@ class _Lines(asyncio.Protocol):
 
 
 class LocalExecutor:
-    """Starts workers on this machine. ``command`` and ``describe_command`` are other programs in the tests."""
+    """Starts workers on this machine. Tests replace ``command`` and ``describe_command`` with other programs."""
 
     def __init__(
         self,
@@ -146,15 +146,15 @@ class LocalExecutor:
         describe: bool = False,
         question: str | None = None,
     ) -> LocalWorker:
-        """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses.
+        """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``. Raises `OSError` if the system refuses.
 
-        ``describe``: the describe worker instead, with a ``question`` that it answers.
+        ``describe``: start the describe worker instead, with an optional ``question`` that it answers.
         """
         command = (*self.describe_command, *([] if question is None else [question])) if describe else self.command
         return await self._start(command, state_dir, job, folder, log, on_line)
 
     async def start_spare(self, state_dir: Path, *, folder: Path, log: Path, on_line: Callable[[bytes], None]) -> LocalWorker:
-        """Start a worker that loads what train jobs need and waits for one. `assign` it before it gets its start message; `OSError`."""
+        """Start a worker that loads what train jobs need and waits for one. Call `assign` before its start message. Raises `OSError`."""
         return await self._start((*self.command, "--spare"), state_dir, f"{SPARE}{secrets.token_hex(6)}", folder, log, on_line)
 
     async def _start(
@@ -163,7 +163,7 @@ class LocalExecutor:
         environment = dict(os.environ)
         environment[MARK] = f"{name}:{state_dir}"
         environment["PYTHONSAFEPATH"] = "1"  # modules never come from the run folder
-        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # those are the daemon's, not the worker's
+        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # these are for the daemon, not for the worker
             environment.pop(variable, None)
         with log.open("ab") as stderr:
             process = subprocess.Popen(
@@ -182,20 +182,20 @@ class LocalExecutor:
 
 
 def assign(state_dir: Path, spare: str, job: str) -> None:
-    """Note which job a spare worker gets: its environment, which `leftovers` reads, cannot be changed any more. `OSError`."""
+    """Record which job a spare worker gets: its environment, which `leftovers` reads, can no longer change. Raises `OSError`."""
     file = _assigned(state_dir, spare)
     file.parent.mkdir(mode=0o700, exist_ok=True)
     file.write_text(job)  # not synced: a power cut ends the worker too
 
 
 def unassign(state_dir: Path, spare: str) -> None:
-    """Forget `assign`: the worker and its process group are gone."""
+    """Remove the record of `assign`: the worker and its process group are gone."""
     with contextlib.suppress(OSError):
         _assigned(state_dir, spare).unlink(missing_ok=True)
 
 
 def unassign_ended(state_dir: Path) -> None:
-    """Forget `assign` for all whose processes are gone: a daemon that was killed could not."""
+    """Remove the records of `assign` whose processes are gone: a daemon that was killed could not."""
     with contextlib.suppress(FileNotFoundError):
         notes = [entry.name for entry in os.scandir(_assigned(state_dir, SPARE).parent)]
         living = {name for name, _pid in _marked(state_dir)}
@@ -209,19 +209,19 @@ def _assigned(state_dir: Path, spare: str) -> Path:
 
 
 def leftovers(state_dir: Path) -> dict[str, list[int]]:
-    """Processes that a daemon of this state folder started and did not live to end: job -> process ids."""
-    found: dict[str, list[int]] = {}
+    """Map job -> ids of the processes that an earlier daemon of this state folder started and did not end."""
+    processes: dict[str, list[int]] = {}
     for name, pid in _marked(state_dir):
         job = name
         if name.startswith(SPARE) and "/" not in name:
-            with contextlib.suppress(OSError):  # it has got no job yet
+            with contextlib.suppress(OSError):  # it has no job yet
                 job = _assigned(state_dir, name).read_text() or name
-        found.setdefault(job, []).append(pid)
-    return found
+        processes.setdefault(job, []).append(pid)
+    return processes
 
 
 def _marked(state_dir: Path) -> Iterator[tuple[str, int]]:
-    """Name and process id of all that carry the `MARK` of this state folder."""
+    """Yield name and process id of all processes with the `MARK` of this state folder."""
     prefix, ours = f"{MARK}=".encode(), os.fsencode(state_dir)
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -237,14 +237,14 @@ def _marked(state_dir: Path) -> Iterator[tuple[str, int]]:
 
 
 async def end_leftovers(state_dir: Path, job: str, pids: list[int], grace_s: float) -> None:
-    """Ask the processes to end (SIGTERM: a train worker makes a checkpoint), after ``grace_s`` kill them; returns when all are gone."""
+    """Send SIGTERM, on which a train worker writes a checkpoint; after ``grace_s`` kill the processes. Return when all are gone."""
     loop = asyncio.get_running_loop()
     handles: dict[int, int] = {}
     try:
         for pid in pids:
             with contextlib.suppress(OSError):
                 handles[pid] = os.pidfd_open(pid)
-        # A number may have been given to another process between the look and the pidfd: look again now that the pidfds hold them.
+        # A number may have been reused before its pidfd was opened: list the processes again, now that the pidfds hold the numbers.
         still = leftovers(state_dir).get(job, [])
         for number, grace in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
             for pid, handle in handles.items():

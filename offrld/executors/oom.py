@@ -1,7 +1,7 @@
-"""Whether the kernel's out-of-memory killer was at work: its counters for the memory cgroup of a process, else for the machine.
+"""Detect kills by the kernel's out-of-memory killer, from its counter for the memory cgroup of a process or else for the machine.
 
-A process that it ended shows SIGKILL and nothing else. The counters only grow; two looks, one while the process lived and one after its
-end, tell. Formats: cgroup v2 ``memory.events``, v1 ``memory.oom_control`` (both with a line ``oom_kill N``), ``/proc/vmstat``.
+A process that it killed shows only SIGKILL. The counters never shrink, so a growth between a read during the process's life and one after
+its end shows a kill. Formats: cgroup v2 ``memory.events``, v1 ``memory.oom_control`` (both with a line ``oom_kill N``), ``/proc/vmstat``.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ V1, V2 = "memory.oom_control", "memory.events"
 
 
 class OomCounter:
-    """The counter for one process. Make it while the process lives; ``grown`` says whether a process was killed since the last call."""
+    """The counter for one process. Make it while the process lives; `grown` returns whether the counter has grown since."""
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
-        """``root``: the file system with ``proc`` and ``sys`` in it."""
-        # The cgroup's counter, where there is one, is the better witness: the machine's counts what others' containers do as well.
+        """``root``: the folder that holds ``proc`` and ``sys``."""
+        # The cgroup's counter is better, if there is one: the machine's also counts kills in other containers.
         file = _of_cgroup(pid, root)
         self._file = file if file is not None and _read(file) is not None else root / "proc/vmstat"
         self._seen = _read(self._file) or 0
 
     def grown(self) -> bool:
-        """Whether the counter has grown since it was last looked at."""
+        """Return whether the counter has grown since it was last read."""
         count = _read(self._file)
-        if count is None:  # the group is gone with its last process
+        if count is None:  # the group disappeared with its last process
             return False
         seen, self._seen = self._seen, count
         return count > seen
 
 
 def _of_cgroup(pid: int, root: Path) -> Path | None:
-    """The file of the group of the process: the kernel counts a kill in the victim's own group, wherever the limit stood."""
+    """Return the counter file of a process's own group: the kernel counts a kill there, whichever group had the limit."""
     unified = None
     try:
         lines = (root / f"proc/{pid}/cgroup").read_text().splitlines()

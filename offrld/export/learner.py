@@ -1,4 +1,4 @@
-"""The policy of a learner's seed as a file that describes itself: what jobs and `Learner.export` write."""
+"""Write the policy of one seed of a learner as a self-describing file; jobs and `Learner.export` use it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from offrl_store import EpisodeStore
     from offrld.engine import Learner
 
-SAMPLES = 1000  # observations of the dataset that the parity check draws from
+SAMPLES = 1000  # number of dataset observations from which the parity check draws
 
 
 class LearnerExporter:
     """Exports the policies of one learner. The graph is traced once for all seeds and steps.
 
     Args:
-        job, dataset: names for the file, or None.
-        store: the parity check draws observations from it, and it names its environment; by default the learner's own. Without a store the
-            check draws random numbers.
-        env_id: of the dataset, if there is no store.
-        templates: folder of the graphs that earlier jobs have traced.
+        job, dataset: names that the file's metadata record, or None.
+        store: source of the observations for the parity check and of the environment's id; by default the learner's store. Without a
+            store the check uses random observations.
+        env_id: environment's id for the metadata, if there is no store.
+        templates: folder with the graphs that earlier jobs traced.
     """
 
     def __init__(
@@ -59,18 +59,21 @@ class LearnerExporter:
             self._samples = {name: _stacked(observation_column(store, name)[chosen], frames) for name in learner.actor.space.observation}
 
     def write(self, path: Path, seed: int, format: str = "onnx") -> None:
-        """Write the present policy of a seed as ``onnx`` or ``torchscript``; raises `CheckFailed` if the file differs from the network."""
+        """Write the current policy of a seed as ``onnx`` or ``torchscript``. Raises `CheckFailed` if the file differs from the network."""
         path.parent.mkdir(parents=True, exist_ok=True)
         export = self._exporter.export if format == "onnx" else export_torchscript
         export(self._learner.policy(seed), path, **self._arguments(seed))
 
     def check(self, seed: int | None = None) -> None:
-        """Export the policy of a seed (the first) as ONNX to nowhere; raises `CheckFailed` if that fails. A later `write` is faster."""
+        """Check that the policy of a seed (by default the first) can be exported to ONNX, without writing a file; raises `CheckFailed`.
+
+        The traced graph is kept, so that a later `write` is faster.
+        """
         seed = self._learner.seeds[0] if seed is None else seed
         self._exporter.export(self._learner.policy(seed), None, **self._arguments(seed))
 
     def _arguments(self, seed: int) -> dict[str, Any]:
-        """The arguments of an exporter for the policy of a seed."""
+        """Return the keyword arguments of an exporter for the policy of a seed."""
         learner, samples = self._learner, self._samples
         space, names = learner.space, input_names(learner.actor.space.observation)
         observation = {names[field]: spec for field, spec in learner.actor.space.inputs.items()}
@@ -91,20 +94,20 @@ class LearnerExporter:
 
 
 def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int, *, force: bool = True) -> Path:
-    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript); returns its path.
+    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript) and return its path.
 
-    Raises `InvalidInput`, `CheckFailed`, and without ``force`` `Conflict` if a file of other content is there.
+    Raises `InvalidInput`, `CheckFailed`, and without ``force`` `Conflict` if the path holds a file with other content.
     """
     path = Path(path)
     format = next((format for format, suffix in POLICY_SUFFIXES.items() if suffix == path.suffix), None)
     if format is None:
-        message = f"policies are written as ONNX or TorchScript, {os.fspath(path)!r} ends in neither .onnx nor .pt"
-        raise InvalidInput(message, hint="export('policy.onnx')")
+        message = f"{os.fspath(path)!r} ends in neither .onnx nor .pt: a policy is an ONNX or a TorchScript file"
+        raise InvalidInput(message, hint="for example export('policy.onnx')")
     exporter = LearnerExporter(learner)
     if force:
         exporter.write(path, seed, format)
         return path
-    outfile.place(path)  # known before the graph is traced
+    outfile.place(path)  # a bad path fails before the graph is traced
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / path.name
         exporter.write(whole, seed, format)
@@ -112,7 +115,7 @@ def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int, *,
 
 
 def _stacked(rows: Any, frames: int) -> np.ndarray:
-    """Rows as if each were ``frames`` equal ones joined along their first axis: the range of the graph's inputs."""
+    """Return rows that repeat each observation ``frames`` times along its first axis, as the graph's inputs do."""
     if frames == 1:
         return rows
     rows = rows if rows.ndim > 1 else rows[:, None]

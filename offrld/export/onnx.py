@@ -1,9 +1,9 @@
-"""A torch policy as one ONNX file: export, metadata, parity check, atomic write.
+"""Export a torch policy as one ONNX file: graph, metadata, parity check, atomic write.
 
-Tracing a module takes about a second, and an evaluation during training exports every seed every time. `PolicyExporter` therefore
-traces each structure of a module once, without constant folding, so that every parameter and buffer is an initializer of its own name; the
-next export only puts the new values there (onnxruntime folds constants at load, so the file is as fast). Whether that is right is not
-assumed: the parity check runs on what is written, every time, and a mismatch leads to a fresh trace.
+Tracing a module takes about a second, and each evaluation during training exports every seed. `PolicyExporter` therefore traces each
+structure of a module only once, without constant folding, so that every parameter and buffer becomes an initializer of its own name. The
+next export only writes the new values there. onnxruntime folds constants when it loads the file, so the policy runs as fast. The parity
+check verifies every file that is written; a mismatch leads to a fresh trace.
 """
 
 from __future__ import annotations
@@ -56,34 +56,34 @@ def export_policy(
     """Write ``module`` to ``path`` as a policy file (format: ``docs/policy-file.md``) and return the largest difference from torch.
 
     Args:
-        module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]``
-            clipped to its bounds, or int64 ``[B]``. Named observation fields are keyword arguments. A discrete module may offer
-            ``scores(...)`` ``[B, N]`` whose argmax is the action: they are compared too, and settle ties. It is exported in the mode
-            (train or eval) that it is in. One that remembers (`offrld.engine.learner.sequence_policy`) has ``episode_inputs`` beside the
-            observation, and gives the action and the next context.
-        path: replaced at once when all is well, untouched otherwise.
+        module: ``forward(observation [B, ...])`` takes the dataset's dtype and the environment's units and returns the action: float32
+            ``[B, A]`` clipped to its bounds, or int64 ``[B]``. Named observation fields are keyword arguments. A discrete module may
+            offer ``scores(...)`` ``[B, N]`` whose argmax is the action; the check compares them too, and they settle ties. The module is
+            exported in its present mode (train or eval). One that remembers (`offrld.engine.learner.sequence_policy`) has
+            ``episode_inputs`` beside the observation and returns the action and the next context.
+        path: replaced atomically on success, untouched on failure.
         observation: ``(dtype, shape)`` or a store `Field`, shape without the batch axis; or ``{name: (dtype, shape) | Field}``.
-        discrete: whether the action is a number.
+        discrete: whether the action is one of n choices.
         metadata: JSON values by key, written as ``offrl.KEY``: ``space`` (with ``low``, ``high``, ``n``, ``source``), ``algorithm``,
-            ``config``, ``dataset``, ``job``, ``step``, ``seed``, ``evaluation``, ``versions``. ``format`` and ``parity`` are added, and
-            to ``space`` what the file's inputs and output are.
-        samples: rows of the dataset's observations ``[N, ...]`` (or a mapping of them), which say the range to check in.
+            ``config``, ``dataset``, ``job``, ``step``, ``seed``, ``evaluation``, ``versions``. The export adds ``format``, ``parity``, and
+            the file's inputs and output to ``space``.
+        samples: rows of the dataset's observations ``[N, ...]`` (or a mapping of them); they set the range of the check.
 
     Raises:
-        CheckFailed: the module cannot be exported, or differs from its export by more than 1e-4 (see `parity`), or gives NaN.
+        CheckFailed: the module cannot be exported, differs from its export by more than 1e-4 (see `parity`), or returns NaN.
         OSError: writing failed; nothing is left behind.
     """
     return PolicyExporter().export(module, path, observation=observation, discrete=discrete, metadata=metadata, samples=samples)
 
 
 class PolicyExporter:
-    """Exports policies, tracing each structure once. Keep one for the length of a job. Not for several threads at once.
+    """Exports policies and traces each structure once. Keep one for the length of a job; it is not safe for several threads.
 
     Args:
-        templates: graphs that earlier processes have traced.
+        templates: graphs that earlier processes traced.
 
     Attributes:
-        traces: how often a module was traced, for tests and benchmarks.
+        traces: number of traces so far, for tests and benchmarks.
     """
 
     def __init__(self, templates: Templates | None = None) -> None:
@@ -101,7 +101,7 @@ class PolicyExporter:
         metadata: Mapping[str, Any] | None = None,
         samples: Any = None,
     ) -> float:
-        """As `export_policy`, whose arguments these are; ``path`` None: the file is made and checked, and written nowhere."""
+        """Export as `export_policy` does; with ``path`` None the file is made and checked but not written."""
         module = on_cpu(module)
         fields = observation_specs(observation, samples)
         specs = fields | episode_specs(module, fields)
@@ -126,18 +126,18 @@ class PolicyExporter:
 
     def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> Template:
         self.traces += 1
-        wanted = discrete and hasattr(module, "scores")
+        scored = discrete and hasattr(module, "scores")
         outputs = [ACTION, *following(specs)]
-        model = _to_onnx(_Graph(module, list(specs), wanted), specs, [*outputs, SCORES] if wanted else outputs)
+        model = _to_onnx(_Graph(module, list(specs), scored), specs, [*outputs, SCORES] if scored else outputs)
         tensors = _tensors(module)
-        template = Template.of(model, [tensor.name for tensor in model.graph.initializer if tensor.name in tensors], scored=wanted)
+        template = Template.of(model, [tensor.name for tensor in model.graph.initializer if tensor.name in tensors], scored=scored)
         onnx.checker.check_model(template.file, full_check=True)
         return template
 
 
 # ------------------------------------------------------------------------------------------------------------------- trace
 class _Graph(nn.Module):
-    """The module with its inputs in one list, whatever its own signature: one dynamic-shape declaration serves all."""
+    """A module that takes its inputs as one list, so that one declaration of dynamic shapes fits every signature."""
 
     def __init__(self, policy: nn.Module, names: Sequence[str], scores: bool) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
             passes.RemoveUnusedNodesPass()(model)
             passes.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths
             proto = program.model_proto
-    except Exception as error:  # torch.onnx raises its own and torch.export's, with pages of advice
+    except Exception as error:  # torch.onnx raises its own errors and those of torch.export, with pages of advice
         message = f"the policy cannot be exported to ONNX: {reason(error)}"
         raise CheckFailed(message, hint="its forward must be traceable by torch.export") from error
     del proto.graph.value_info[:]  # shapes between the nodes: onnxruntime infers them
@@ -184,7 +184,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
 
 
 def _make_room(model: Any, names: set[str]) -> None:
-    """Rename what has by chance the name of an input or output: fields are called what their dataset calls them, ``val_0`` say."""
+    """Rename inner values that share a name with an input or output: a dataset may call a field ``val_0``, for example."""
     ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph:
         for value in node.outputs:
@@ -194,7 +194,7 @@ def _make_room(model: Any, names: set[str]) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """torch.onnx warns about what is meant so, and logs to stderr; a worker's log is read by people."""
+    """Suppress the warnings and log lines of torch.onnx: they concern intended behaviour, and people read a worker's log."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -210,17 +210,20 @@ def _silence() -> Iterator[None]:
 
 # -------------------------------------------------------------------------------------------------------------------- fill
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor that the graph may hold, by the name that the trace gives it: parameters, buffers, plain attributes."""
-    found: dict[str, torch.Tensor] = {}
+    """Return every tensor that the graph may hold (parameters, buffers, plain attributes) by the name that the trace gives it."""
+    tensors: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
         start = f"policy.{prefix}." if prefix else "policy."  # the module is the attribute `policy` of `_Graph`
-        found.update((start + k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor))
-        found.update((start + k, v) for group in (part._parameters, part._buffers) for k, v in group.items() if v is not None)
-    return found
+        tensors.update((start + k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor))
+        tensors.update((start + k, v) for group in (part._parameters, part._buffers) for k, v in group.items() if v is not None)
+    return tensors
 
 
 def _structure(module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> str:
-    """Modules of the same structure trace to the same graph: classes, tensor shapes, and the plain numbers that forward may read."""
+    """Return the structure of a module as text: classes, tensor shapes, and the plain values that forward may read.
+
+    Modules of the same structure trace to the same graph.
+    """
     parts = []
     for prefix, part in module.named_modules(remove_duplicate=False):
         plain = sorted((k, repr(v)) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple, type(None))))
@@ -230,7 +233,7 @@ def _structure(module: nn.Module, specs: Mapping[str, ObservationSpec], discrete
 
 
 def _fill(template: Template, module: nn.Module) -> bool:
-    """Put the module's values into the template's initializers; False when one is not as the trace saw it."""
+    """Write the module's values into the template's initializers; return False if one differs in dtype or shape from the trace."""
     tensors = _tensors(module)
     names = set(template.names)
     for model in (template.file, template.scored):
@@ -253,17 +256,17 @@ def _fill(template: Template, module: nn.Module) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------------- check
 def _difference(reference: Reference, template: Template) -> float:
-    """The largest difference of what onnxruntime makes of the template."""
-    given = _run(template.file, reference, [ACTION, *reference.following])
+    """Return the largest difference between the template in onnxruntime and torch."""
+    results = _run(template.file, reference, [ACTION, *reference.following])
     scores = None if template.scored is None else [scores for (scores,) in _run(template.scored, reference, [SCORES])]
-    return reference.difference(given, scores)
+    return reference.difference(results, scores)
 
 
 def _refilled(template: Template, module: nn.Module, reference: Reference) -> float:
-    """The largest difference of a template with the module's values; infinity for one that does not fit, or does not run."""
+    """Return the largest difference of a template filled with the module's values; infinity if it does not fit or does not run."""
     try:
         return _difference(reference, template) if _fill(template, module) else float("inf")
-    except Exception:  # of a damaged file; onnxruntime's classes share no base but Exception
+    except Exception:  # the file is damaged; onnxruntime's errors share no base class but Exception
         return float("inf")
 
 

@@ -1,8 +1,8 @@
-"""Is the ONNX graph the network it came from? Both are run on the same observations and compared.
+"""Compare an exported graph with its network: both run on the same observations.
 
-Some are the data's own, others random in the range of the data, and in one `BEYOND` times as wide around the same middle, as far as the
-dtype goes; batches of several sizes show that the batch axis is really open. Differences are measured relative to the size of what is
-compared (at least 1), which for actions in [-1, 1] is the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
+Some observations are rows of the data. Others are random, within the data's range and within a range `BEYOND` times as wide around the
+same middle, as far as the dtype allows. Batches of several sizes show that the batch axis is really open. Differences are relative to the
+size of the values (at least 1): a float32 action of 1000 N cannot agree to 1e-4 N. For actions in [-1, 1] that is the plain difference.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 7, 64)
-WINDOW_BATCH_SIZES = (1, 9)  # of policies that remember, whose every row is a window of steps
+WINDOW_BATCH_SIZES = (1, 9)  # for policies that remember: each of their rows is a window of steps
 BEYOND = 3.0
-_SEED = 20240229  # the inputs of the check are the same at every export of a job
+_SEED = 20240229  # every export of a job is checked on the same inputs
 
 Batches = Sequence[np.ndarray]  # one output, an array for each batch of the check
 
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation input: dtype, shape without the batch axis, the data's range per element (None: the dtype's), and rows of it."""
+    """One input: dtype, shape without the batch axis, the data's range per element (None: the dtype's), and rows of the data."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class ObservationSpec:
 
     @classmethod
     def of(cls, value: Any, samples: Any = None) -> ObservationSpec:
-        """From ``(dtype, shape)`` or a store `Field`; ``samples`` ``[N, ...]`` of the data, where given, say its range."""
+        """Make one from ``(dtype, shape)`` or a store `Field`; ``samples`` ``[N, ...]`` of the data, if there are any, set the range."""
         dtype, shape = value if isinstance(value, tuple) else (value.dtype, value.shape)
         low, high = (None, None) if isinstance(value, tuple) else (value.low, value.high)
         if samples is not None and len(samples):
@@ -46,8 +46,10 @@ class ObservationSpec:
         return cls(np.dtype(dtype), shape, np.asarray(low), np.asarray(high), rows)
 
     def draw(self, rng: np.random.Generator, batch: int, width: float, picks: np.ndarray | None = None) -> np.ndarray:
-        """``[batch, *shape]`` observations, random and uniform over the range widened by ``width``; integers never leave their range. The
-        first ones are the data's rows ``picks`` (modulo their number), where there are any."""
+        """Draw observations ``[batch, *shape]``, uniform over the range widened by ``width``; integers never leave their range.
+
+        The first ones are the data's rows ``picks`` (modulo their number), if there are any.
+        """
         drawn = self._drawn(rng, batch, width)
         if picks is not None and self.rows is not None:
             drawn[: len(picks)] = self.rows[picks % len(self.rows)]
@@ -58,7 +60,7 @@ class ObservationSpec:
         if self.dtype.kind == "b":
             return rng.integers(0, 2, shape).astype(bool)
         if self.dtype.kind in "iu":
-            # Integers are pixels, or numbers of something: one beyond the range may be no input at all (an index into a table).
+            # Integers are pixels or indices: one beyond the range may not be a valid input (an index into a table).
             low, high = (0, 255 if self.dtype == np.uint8 else 1) if self.low is None else (self.low, self.high)
             bounds = (np.broadcast_to(np.asarray(bound, self.dtype), shape) for bound in (low, high))
             return np.asarray(rng.integers(*bounds, dtype=self.dtype, endpoint=True))
@@ -72,15 +74,15 @@ class ObservationSpec:
 
 
 def observations(specs: Mapping[str, ObservationSpec], batch_sizes: tuple[int, ...] = BATCH_SIZES) -> list[dict[str, np.ndarray]]:
-    """The batches that the check runs on: every batch size, inside the data's range, and after these beyond it."""
+    """Return the batches of the check: every batch size within the data's range, then every batch size beyond it."""
     rng = np.random.default_rng(_SEED)
     widths = (1.0, BEYOND) if any(spec.dtype.kind == "f" for spec in specs.values()) else (1.0,)
-    found = []
+    batches = []
     for width in widths:
         for batch in batch_sizes:
             picks = rng.integers(0, 1 << 31, (batch + 1) // 2) if width == 1.0 else None  # the same rows of every field
-            found.append({name: spec.draw(rng, batch, width, picks) for name, spec in specs.items()})
-    return found
+            batches.append({name: spec.draw(rng, batch, width, picks) for name, spec in specs.items()})
+    return batches
 
 
 def rounded_difference(unrounded: Batches, exported: Batches) -> float:

@@ -1,4 +1,4 @@
-"""The policy file around the graph: metadata, and a write that is whole or not at all."""
+"""The policy file around the graph: its metadata, and an atomic write."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from offrld.export.network import Reference
 from offrld.export.parity import BEYOND, TOLERANCE, ObservationSpec
 from offrld.json_safe import json_safe
 
-PLAIN, REMEMBERING = 1, 2  # versions of the file: a client that knows version 1 would run one that remembers as if it did not
+PLAIN, REMEMBERING = 1, 2  # versions of the file: a client of version 1 would run a policy that remembers without its memory
 
 
 def described(reference: Reference, fields: Mapping[str, ObservationSpec], metadata: dict[str, Any], difference: float) -> dict[str, Any]:
-    """The file's metadata: what the caller gives, and what the network itself says.
+    """Return the file's metadata: the caller's, and those of the network.
 
     Args:
-        reference: what the network gave.
+        reference: the network's results.
         fields: the inputs that are observation fields.
-        difference: what came of the check.
+        metadata: the caller's.
+        difference: the largest difference that the parity check measured.
     """
     action = reference.actions[0]
     space = dict(metadata.get("space") or {})
@@ -35,7 +36,7 @@ def described(reference: Reference, fields: Mapping[str, ObservationSpec], metad
     if reference.scores is not None:
         space.setdefault("n", int(reference.scores[0].shape[1]))
     stacked = space.get("frame_stack", 1) > 1
-    if not stacked:  # else the space says what one frame is
+    if not stacked:  # else the space describes one frame
         field_of = metadata.get("fields") or {}
         space["observation"] = {
             field_of.get(name, name): {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in fields.items()
@@ -59,7 +60,7 @@ def described(reference: Reference, fields: Mapping[str, ObservationSpec], metad
 
 
 def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
-    """The file's bytes: ``model`` with the metadata."""
+    """Return the bytes of a file that holds ``model`` and the metadata."""
     model.producer_name = "offrld"
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, _props(metadata))
@@ -67,10 +68,10 @@ def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
 
 
 def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Add to the metadata of a policy file, or replace what it says: the ``evaluation`` that just ran it, say. The graph stays as it is.
+    """Add or replace metadata of a policy file, for example the ``evaluation`` that just ran it. The graph does not change.
 
     Raises:
-        OSError: reading or writing failed; the file is as it was.
+        OSError: reading or writing failed; the file is unchanged.
     """
     path = Path(path)
     model = onnx.load_model_from_string(path.read_bytes())
@@ -85,6 +86,6 @@ def _props(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write(data: bytes, path: Path) -> None:
-    """All of ``data`` at ``path``, durable, or nothing. A pipe or a device takes it and stays; a link stays, too."""
+    """Write ``data`` to ``path`` durably and atomically. A pipe or a device receives the data; a link stays a link."""
     reserve(len(data))
     outfile.write(path, data, force=True)

@@ -1,8 +1,8 @@
 """Traced graphs of policies, kept between jobs.
 
-Tracing a policy takes three seconds of processor time, most of it to load the exporter, and policies of one structure have one graph. So a
-job looks for the graph that an earlier one traced. A file holds the graph without the values of parameters. It is trusted no further than
-a graph of the same process: the parity check runs on what is written, and a difference leads to a fresh trace.
+Tracing a policy takes three seconds of processor time, most of it to load the exporter. Policies of one structure share one graph, so a
+job looks for a graph that an earlier job traced. A file holds the graph without the values of parameters. It needs no more trust than a
+graph of the same process: the parity check verifies every policy file, and a difference leads to a fresh trace.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from google.protobuf.message import DecodeError
 from offrl import __version__
 from offrl_store.disk import read_small, write_atomic
 
-KEPT = 64  # files; the ones that were used longest ago go
-MOST_BYTES = 64 << 20  # of a file: it holds no parameters
-NAMES = "names"  # metadata of a file: the initializers that are tensors of the module
+KEPT = 64  # files; the least recently used ones are removed
+MOST_BYTES = 64 << 20  # limit of a file's size: it holds no parameters
+NAMES = "names"  # metadata key: the initializers that are tensors of the module
 
 
 @dataclass
 class Template:
-    """A traced module; every export writes new weights into its initializers."""
+    """A traced module. Every export writes new weights into its initializers."""
 
-    file: onnx.ModelProto  # outputs: action, and the next context
-    scored: onnx.ModelProto | None  # outputs: these and the scores; for the check only
+    file: onnx.ModelProto  # outputs: the action and the next context
+    scored: onnx.ModelProto | None  # outputs: these and the scores; only for the parity check
     names: list[str] = field(default_factory=list)  # initializers that are tensors of the module
 
     @classmethod
     def of(cls, model: onnx.ModelProto, names: list[str], *, scored: bool) -> Template:
-        """From a traced graph, whose last output is the scores if ``scored``."""
+        """Make a template from a traced graph; if ``scored``, its last output is the scores."""
         if not scored:
             return cls(model, None, names)
         file = copy.deepcopy(model)
@@ -47,13 +47,13 @@ class Template:
 
 
 class Templates:
-    """The templates of a folder, which is made with the first one. A folder that cannot be read or written keeps nothing."""
+    """The templates in a folder, which the first template creates. If the folder cannot be read or written, nothing is kept."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, structure: str) -> Template | None:
-        """The template of modules of that structure; its values are zeros."""
+        """Return the template for modules of that structure, with zeros as values; None if there is no sound one."""
         path = self._path(structure)
         try:
             model = onnx.load_model_from_string(read_small(path, MOST_BYTES))
@@ -67,14 +67,14 @@ class Templates:
         return template
 
     def keep(self, structure: str, template: Template) -> None:
-        """Write a template for later jobs."""
+        """Write a template for later jobs; a failed write is not an error."""
         model = copy.deepcopy(template.scored or template.file)
         for tensor in model.graph.initializer:
             if tensor.name in template.names:
                 tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, {NAMES: json.dumps(template.names), "scored": json.dumps(template.scored is not None)})
-        with contextlib.suppress(OSError):  # a full disk, say: the next job traces again
+        with contextlib.suppress(OSError):  # for example a full disk: the next job traces again
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._path(structure), model.SerializeToString(), shared=True)
             self._prune()
@@ -86,7 +86,7 @@ class Templates:
     def _prune(self) -> None:
         files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in files[KEPT:]:
-            with contextlib.suppress(OSError):  # of a folder, say: the others go all the same
+            with contextlib.suppress(OSError):  # for example a folder: the others are removed all the same
                 path.unlink(missing_ok=True)
 
 

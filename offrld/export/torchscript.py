@@ -1,7 +1,7 @@
-"""A torch policy as a TorchScript file, for programs that have libtorch and no ONNX runtime.
+"""Export a torch policy as a TorchScript file, for programs that have libtorch but no ONNX runtime.
 
-The network is traced, and frozen: what the policy does not use (the critics) is left out, and the file needs nothing of this package. The
-inputs are positional, in the order that the metadata's ``inputs`` give; the metadata are JSON in the extra file `METADATA`.
+The network is traced and frozen: the file leaves out what the policy does not use (the critics) and does not need this package. Inputs are
+positional, in the order of ``inputs`` in the metadata. The metadata are JSON in the extra file `METADATA`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from offrld.export.parity import TOLERANCE, ObservationSpec
 from offrld.export.policy_file import described, write
 from offrld.json_safe import json_safe
 
-METADATA = "offrl.json"  # the extra file
+METADATA = "offrl.json"  # name of the extra file
 
 
 def export_torchscript(
@@ -39,12 +39,12 @@ def export_torchscript(
 ) -> float:
     """Write ``module`` to ``path`` as a TorchScript file and return the largest difference from torch.
 
-    For arguments see `offrld.export.onnx.export_policy`. The metadata also gets ``inputs``: the name,
-    dtype and shape (without the batch axis) of each argument in order, and ``outputs``: the names of what is returned. One output is a
-    tensor, several (of a policy that remembers) a tuple.
+    For the arguments see `offrld.export.onnx.export_policy`. The export adds to the metadata ``inputs``, the name, dtype and shape (without
+    the batch axis) of each argument in order, and ``outputs``, the names of the results. One output is a tensor; several, of a policy that
+    remembers, are a tuple.
 
     Raises:
-        CheckFailed: the module cannot be traced, or differs from the file's by more than 1e-4 (see `parity`), or gives NaN.
+        CheckFailed: the module cannot be traced, differs from the file's by more than 1e-4 (see `parity`), or returns NaN.
         OSError: writing failed; nothing is left behind.
     """
     module = on_cpu(module)
@@ -58,7 +58,7 @@ def export_torchscript(
                 optimize_numerics=False,
             )
             difference = reference.difference(_run(_saved(traced), reference))
-        except Exception as error:  # the tracer, and what it made, raise whatever torch or the module does
+        except Exception as error:  # the tracer and the traced module raise any error of torch and of the module
             message = f"the policy cannot be exported to TorchScript: {reason(error)}"
             raise CheckFailed(message, hint="its forward must be traceable by torch.jit.trace, for any size of the batch") from error
         if not difference <= TOLERANCE:
@@ -71,7 +71,7 @@ def export_torchscript(
 
 
 class _Positional(nn.Module):
-    """The policy as a function of its inputs in order: a traced module has no keyword arguments."""
+    """The policy with positional inputs: a traced module has no keyword arguments."""
 
     def __init__(self, policy: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class _Positional(nn.Module):
         self.training = policy.training
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        given = outputs(self.policy, dict(zip(self.names, inputs, strict=True)))
-        return given if len(given) > 1 else given[0]
+        results = outputs(self.policy, dict(zip(self.names, inputs, strict=True)))
+        return results if len(results) > 1 else results[0]
 
 
 def _saved(traced: torch.jit.ScriptModule, extra: Mapping[str, str] | None = None) -> bytes:
@@ -90,10 +90,10 @@ def _saved(traced: torch.jit.ScriptModule, extra: Mapping[str, str] | None = Non
 
 
 def _run(data: bytes, reference: Reference) -> list[list[np.ndarray]]:
-    """What the module in a file gives on the observations of the check."""
+    """Run the module of a file on the observations of the check; return its outputs for each batch."""
     loaded = torch.jit.load(io.BytesIO(data))
-    given = [loaded(*(torch.from_numpy(inputs[name]) for name in reference.specs)) for inputs in reference.inputs]
-    return [[value.numpy() for value in (each if isinstance(each, tuple) else (each,))] for each in given]
+    results = [loaded(*(torch.from_numpy(inputs[name]) for name in reference.specs)) for inputs in reference.inputs]
+    return [[value.numpy() for value in (batch if isinstance(batch, tuple) else (batch,))] for batch in results]
 
 
 def _input(name: str, spec: ObservationSpec) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def _input(name: str, spec: ObservationSpec) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """TorchScript is deprecated in Python, and what libtorch loads; the tracer warns of sizes that it keeps, which the check looks for."""
+    """Suppress two warnings: Python deprecates TorchScript, which libtorch still loads; and the tracer warns of fixed sizes, which the
+    parity check detects.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)

@@ -1,4 +1,4 @@
-"""What is on disk: the one description of the daemon's state folder, which daemon, worker, engine and in-process code share.
+"""The daemon's state folder: the only description of its layout, shared by daemon, worker, engine and in-process code.
 
     STATE_DIR/
         offrld.toml               settings of the daemon                       `folder`
@@ -10,7 +10,7 @@
         jobs/JOB/                 run folder of a job                          `run_folder`
             seed-S/metrics/       CSV files and TensorBoard events             `metric_files`
             taken/                checkpoints inherited from other jobs        `inherited`
-        cache/                    compiled code, packed downloads, frozen back-ups
+        cache/                    compiled code, packed downloads, frozen backups
 
 Nothing here imports torch: the daemon uses it.
 """

@@ -1,4 +1,4 @@
-"""Paths below a folder that come from outside: checked names that cannot leave the folder, opened without following a link."""
+"""Untrusted paths below a folder: check that they cannot leave it, and open them without following a link."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from offrl.errors import InvalidInput
 
 
 def relative_parts(path: str) -> tuple[str, ...]:
-    """The parts of a relative path that cannot leave its folder; `InvalidInput` for an absolute path, "..", or an odd name."""
+    """Return the parts of a relative path that stays in its folder. Raises `InvalidInput` for an absolute path, "..", or an odd name."""
     parts = tuple(path.split("/"))
     for part in parts:
         if part in ("", ".", "..") or len(os.fsencode(part)) > 255 or "\\" in part or any(ord(c) < 32 or ord(c) == 127 for c in part):
-            raise InvalidInput(f"{path[:200]!r} is not a path that may be used here", hint="relative, '/' between the parts, without '..'")
+            raise InvalidInput(f"{path[:200]!r} is not an allowed path", hint="use a relative path with '/' between its parts and no '..'")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The daemon's state folder: the path of everything in it, its default place, its lock, and what the system refuses there."""
+"""The daemon's state folder: the path of everything in it, its default location, its lock, and errors of the system there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from offrl_store.errors import OffrlError
 from offrld.state.run_folder import RunFolder
 
 RESTORING = ".restoring"  # exists while `offrl restore` fills the folder
-UNFINISHED_DATASET = ".tmp-"  # a dataset that an import job has not finished: this and the job
-FOLDER_HINT = "see its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
-SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
+UNFINISHED_DATASET = ".tmp-"  # prefix of a dataset that an import job has not finished; the job's id follows
+FOLDER_HINT = "check its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
+SOCKET_LIMIT = 107  # most bytes of a unix socket's path: sun_path of Linux without its final zero
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class StateFolder:
 
     @property
     def packed(self) -> Path:
-        """What the daemon made from run folders for downloads: archives, and links that keep a file while it is read."""
+        """Files made from run folders for downloads: archives, and links that keep a file while it is read."""
         return self.cache / "packed"
 
     @property
     def backups(self) -> Path:
-        """Frozen files of back-ups that a client is copying."""
+        """Frozen files of backups that a client is copying."""
         return self.cache / "backup"
 
     def prepare(self, group: int | None = None) -> None:
@@ -118,7 +118,10 @@ class StateFolder:
             if group is None:
                 self.runtime.chmod(0o700)
             else:
-                for folder, mode in ((self.root, 0o710), (self.runtime, 0o750)):  # through the one, into the other
+                for folder, mode in (
+                    (self.root, 0o710),
+                    (self.runtime, 0o750),
+                ):  # pass through root, enter run
                     os.chown(folder, -1, group)
                     folder.chmod(mode)
         except OSError as error:
@@ -127,7 +130,7 @@ class StateFolder:
             ) from None
 
     def check_restored(self) -> None:
-        """Raise `InvalidInput` during a restore, and after one that was cut short."""
+        """Raise `InvalidInput` during a restore, and after an interrupted one."""
         if (self.root / RESTORING).exists():
             raise InvalidInput(f"{self.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
 
@@ -161,7 +164,7 @@ class StateFolder:
 
 
 def refused(error: OSError, what: str) -> OffrlError | None:
-    """The error for the user when the system refused ``what``; None for any other `OSError`."""
+    """Return the error to report if the system refused access to ``what``; None for any other `OSError`."""
     path = error.filename or what
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the daemon's disk is full: {path}", hint="free some space there; nothing that was acknowledged is lost")
@@ -171,7 +174,7 @@ def refused(error: OSError, what: str) -> OffrlError | None:
 
 
 def default_state_dir() -> Path:
-    """$OFFRLD_STATE_DIR; for root an existing, writable /var/lib/offrld; otherwise $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
+    """Return $OFFRLD_STATE_DIR, else a writable /var/lib/offrld for root, else $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
     if named := os.environ.get("OFFRLD_STATE_DIR"):
         return Path(named)
     machine = Path("/var/lib/offrld")

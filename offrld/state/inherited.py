@@ -1,7 +1,7 @@
 """Checkpoints that a job inherits from other jobs, kept in its own run folder as ``taken/NAME.safetensors`` from its first attempt on.
 
 NAME is the setting that names the other job, or ``start`` or ``policy``. An inherited checkpoint is a second link to the same file, which
-needs no space; a later attempt, or an export, finds the same bits although the other job has gone on or was removed.
+needs no space. A later attempt or an export finds the same bits, even if the other job has continued or was removed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from offrld.state.run_folder import CHECKPOINT_SUFFIX, RunFolder
 
 
 def path(run: RunFolder, name: str) -> Path:
-    """The file of an inherited checkpoint."""
+    """Return the path of an inherited checkpoint."""
     return run.inherited / f"{name}{CHECKPOINT_SUFFIX}"
 
 
 def names(run: RunFolder) -> frozenset[str]:
-    """The names under which a run keeps inherited checkpoints."""
+    """Return the names under which a run keeps inherited checkpoints."""
     return frozenset(file.name.removesuffix(CHECKPOINT_SUFFIX) for file in run.inherited.glob(f"*{CHECKPOINT_SUFFIX}"))
 
 

@@ -47,11 +47,11 @@ class MetricFiles:
                 self._purge = step + 1
 
     def recorded(self, name: str, step: int, seeds: list[int]) -> bool:
-        """Whether each of these seeds has a row of that metric at ``step`` or later."""
+        """Return whether each of these seeds has a row of that metric at ``step`` or later."""
         return all(self._last.get((name, seed), -1) >= step for seed in seeds)
 
     def best_steps(self, name: str, steps: list[int]) -> set[int]:
-        """For each seed, the one of these steps with the highest value (the last of equal ones)."""
+        """Return for each seed the step with the highest value among ``steps`` (the last of equal ones)."""
         best = (best_step(self._run.metrics(seed) / f"{name}.csv", steps) for seed in self._seeds)
         return {step for step in best if step is not None}
 
@@ -99,7 +99,7 @@ class MetricFiles:
 
 
 def file_name(metric: str) -> str:
-    """The name of a metric's file, with an underscore for every character that a shell or a file system may reject."""
+    """Return the name of a metric's file, with an underscore for every character that a shell or a file system may reject."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", metric)
 
 
@@ -109,14 +109,14 @@ def read_metric(path: Path) -> dict[int, float]:
 
 
 def best_step(path: Path, steps: Collection[int]) -> int | None:
-    """The one of ``steps`` with the highest value in a metric file, the last of equal ones; None if no step has a value."""
+    """Return the step with the highest value in a metric file among ``steps``, the last of equal ones; None if none has a value."""
     values = read_metric(path)
     evaluated = [step for step in steps if not math.isnan(values.get(step, math.nan))]
     return max(evaluated, key=lambda step: (values[step], step), default=None)
 
 
 def _rows(path: Path, last_step: float = math.inf) -> list[tuple[int, float, bytes]]:
-    """Complete rows of a metric file up to a step: (step, value, line)."""
+    """Return the complete rows of a metric file up to a step: (step, value, line)."""
     rows = []
     for line in path.read_bytes().splitlines(keepends=True)[1:]:
         parts = line.split(b",")

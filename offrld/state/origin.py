@@ -16,7 +16,7 @@ def write(dataset: Path, job: str) -> None:
 
 
 def made_by(dataset: Path) -> str | None:
-    """The job that made a dataset; None if none is noted."""
+    """Return the job that made a dataset; None if none is noted."""
     try:
         return str(json.loads((dataset / FILE).read_bytes())["job"])
     except (OSError, ValueError, KeyError, TypeError):

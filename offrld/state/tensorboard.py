@@ -1,8 +1,8 @@
 """TensorBoard event files, written without TensorBoard.
 
-`torch.utils.tensorboard` needs over a second to import (and looks for TensorFlow), which is a good part of the time until
-a job's first update; the scalar records that a job writes are forty bytes of Protocol Buffers each. The format: TFRecord
-framing (length, masked CRC-32C of it, data, masked CRC-32C of the data) around `tensorflow.Event` messages.
+`torch.utils.tensorboard` takes over a second to import (and looks for TensorFlow), a large part of the time until a job's first update. The
+scalar records of a job need only forty bytes of Protocol Buffers each. The format: `tensorflow.Event` messages in TFRecord frames (length,
+masked CRC-32C of the length, data, masked CRC-32C of the data).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COUNTER = itertools.count()
 
 
 class EventWriter:
-    """Scalars into a new event file in ``folder``; with ``purge_step`` TensorBoard forgets what older files say from there on."""
+    """Writes scalars into a new event file in ``folder``. With ``purge_step`` TensorBoard ignores older files from that step on."""
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ class EventWriter:
             self._event(_step(purge_step), b"\x3a\x02\x08\x01")  # field 7, session_log {status: START}
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One event with these values at that step."""
+        """Write one event with these values at a step."""
         summary = b"".join(_bytes(0x0A, _bytes(0x0A, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in values.items())
         self._event(_step(step), _bytes(0x2A, summary))
 

@@ -1,1 +1,1 @@
-"""The worker process: claims one job, runs it, reports on it, and ends. Only the worker writes a job's run folder."""
+"""The worker process: claim one job, run it, report on it, end. Only the worker writes into a job's run folder."""

@@ -1,9 +1,9 @@
-"""The worker process: claim the job that the first line of stdin names, run it, report how it ended.
+"""The worker process: claim the job that the first line of stdin names, run it, and report how it ended.
 
-``python -m offrld.worker`` speaks JSON lines: control messages on stdin, events on stdout; its stderr is the job's log. Exit
-status 0 after an end event; `EXIT_STOPPED` without one, where the daemon is gone or another worker has the job.
+``python -m offrld.worker`` exchanges JSON lines: it reads control messages from stdin and writes events to stdout. Its stderr is the job's
+log. The exit status is 0 after an end event, and `EXIT_STOPPED` without one: the daemon is gone, or another worker has the job.
 
-With ``--spare`` it loads what a train job needs before it reads the first line, says ``ready``, and waits.
+With ``--spare`` it loads what a train job needs, reports ``ready``, and waits for the first line.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 
-# Functions import what they need: the numbers of threads below count only if they are set before NumPy and torch load.
+# Functions import what they need: the numbers of threads below take effect only if they are set before NumPy and torch load.
 if TYPE_CHECKING:
     from offrld.state.run_folder import RunFolder
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone
+SPARE_THREADS = 1  # libraries read the number when they load, so a spare worker serves only jobs with this number of threads
 END_STATES = {"pause": "paused", "cancel": "cancelled"}
 
 
 def main() -> int:
-    """Run one job; returns the exit status of the process."""
+    """Run one job and return the exit status of the process."""
     started = time.perf_counter()
     control_pipe, event_pipe = _take_pipes()
     control = Control(control_pipe)
@@ -40,14 +40,14 @@ def main() -> int:
         from offrld.worker.warm import warm
 
         warm()
-        with contextlib.suppress(OSError):  # no daemon any more: the next line sees the end of the pipe
+        with contextlib.suppress(OSError):  # the daemon is gone: the next read sees the end of the pipe
             os.write(event_pipe, b'{"type": "ready"}\n')
     try:
         start = control.read_start()
     except Stopped:
         return EXIT_STOPPED
     except ValueError as error:
-        print(f"offrld.worker is started by offrld, with a start message on stdin: {error}", file=sys.stderr)
+        print(f"only offrld starts offrld.worker, with a start message on stdin: {error}", file=sys.stderr)
         return 2
     if spare:
         started = time.perf_counter()
@@ -63,12 +63,12 @@ def main() -> int:
 
 
 def _set_threads(count: int) -> None:
-    for variable in THREAD_VARIABLES:  # read by the libraries when they are loaded, so before any of them is
+    for variable in THREAD_VARIABLES:  # the libraries read them once, when they load
         os.environ[variable] = str(count)
 
 
 def _settle(start: dict[str, Any]) -> None:
-    """Move into the job's folder, with its log as stderr and its environment: a spare worker was started without them."""
+    """Enter the job's folder, write to its log, and set its environment: a spare worker starts without them."""
     if "log" in start:
         log = os.open(start["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         sys.stderr.flush()
@@ -78,7 +78,7 @@ def _settle(start: dict[str, Any]) -> None:
     if "folder" in start:
         os.chdir(start["folder"])
     os.environ.update(start.get("environment") or {})
-    # The stacks of all threads go into the log on a crash of native code, and where the daemon asks for them before it ends a hung job.
+    # Write the stacks of all threads into the log when native code crashes, and when the daemon asks before it ends a hung job.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
@@ -94,7 +94,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
     run = state.run(start["job"])
     try:
         claim(run, int(start["attempt"]), control)
-    except Fenced as error:  # another worker writes this folder: write nothing into it, nor to the daemon
+    except Fenced as error:  # another worker writes into this folder: write neither there nor to the daemon
         print(f"attempt {start['attempt']} of job {start['job']} gives up: {error}", file=sys.stderr)
         return EXIT_STOPPED
     except Stopped as stopped:
@@ -104,7 +104,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         return EXIT_STOPPED
     report = Reporter(event_pipe, run.events)
     report.busy("loading")
-    control.tell_life(report.alive, lambda: _last_checkpoint(run))
+    control.report_life(report.alive, lambda: _last_checkpoint(run))
     try:
         from pydantic import TypeAdapter
 
@@ -128,7 +128,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         )
         control.check()
         if not confine(start, state, run):
-            print("this kernel does not restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)
+            print("this kernel cannot restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)
         limit_disk(start, state)
         limit_memory(start)
         try:
@@ -137,7 +137,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             remove(run.temporary)
     except Stopped as stopped:
         if stopped.reason not in END_STATES:
-            # No end event: the daemon, when it is back, finds a job that still runs, and queues it again.
+            # No end event: when the daemon is back, it finds a job that still runs, and queues it again.
             print("stopped: the daemon is gone, or the worker was terminated", file=sys.stderr, flush=True)
             return EXIT_STOPPED
         report.end(END_STATES[stopped.reason])
@@ -157,17 +157,20 @@ def _decodes(kind: str) -> bool:
 
 
 def _placed(start: dict[str, Any]) -> dict[str, Any]:
-    """The specification with the device that the daemon chose; the worker sees no other card."""
+    """Return the specification with the device that the daemon chose; the worker sees no other card."""
     return {**start["spec"], "device": start["device"]} if start.get("device") else start["spec"]
 
 
 def _last_checkpoint(run: RunFolder) -> str:
     steps = run.checkpoint_steps()
-    return f"the last checkpoint serves, of step {steps[-1]}" if steps else "there is no checkpoint yet, the job starts again"
+    return f"the job will continue from the checkpoint at step {steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def _take_pipes() -> tuple[int, int]:
-    """Move the two pipes away from 0 and 1, so that nothing else reads or prints into the protocol; children do not get them."""
+    """Move the two pipes away from descriptors 0 and 1: nothing else may read from the protocol or print into it.
+
+    Child processes do not inherit them.
+    """
     control_pipe, event_pipe = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -178,7 +181,7 @@ def _take_pipes() -> tuple[int, int]:
 
 if __name__ == "__main__":
     status = main()
-    # Past this point nothing is left to do; tearing down torch and its threads takes longer than everything before it.
+    # The work is done; tearing down torch and its threads would take longer than everything before it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,9 +1,11 @@
-"""What a worker may take: the disk keeps `uploads.keep_free_bytes` free, the state folder stays below `disk.quota_bytes`, and a job that
-decodes files stays within ``workers.import_memory_mb``.
+"""Limits of a worker on disk and memory.
 
-The disk is checked before each write of a store, a checkpoint, a policy, a download and an exported file
-(`offrl_store.disk.reserve`): a small file that unfolds into terabytes ends its own import and nothing else. Lines of logs and metrics are
-not counted; the next checkpoint sees them.
+`uploads.keep_free_bytes` of the disk stay free, the state folder stays below `disk.quota_bytes`, and a job that decodes files stays within
+`workers.import_memory_mb`.
+
+The disk is checked before each write of a store, a checkpoint, a policy, a download and an exported file (`offrl_store.disk.reserve`): a
+small file that unpacks to terabytes ends its own import and nothing else. Lines of logs and metrics are not counted; the next checkpoint
+sees them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from offrl_store import disk
 from offrld.disk_usage import usage
 from offrld.state.folder import StateFolder
 
-STEP = 4 << 20  # bytes between two looks at the file system: what others write meanwhile is seen that late
-SHARE = 4  # a worker takes a quarter of what is left, then looks again: others may be writing, too
-FINEST = 1 << 20
+STEP = 4 << 20  # most bytes between two looks at the file system, which show what others have written
+SHARE = 4  # a worker takes a quarter of what is left, then looks again: others may be writing too
+FINEST = 1 << 20  # least bytes between two measurements of the state folder
 
 
 class Budget:
@@ -47,23 +49,23 @@ class Budget:
                 self._granted -= count
 
     def _look(self, count: int) -> None:
-        found = os.statvfs(self._folder)
-        left = found.f_bavail * found.f_frsize - self._keep_free
+        status = os.statvfs(self._folder)
+        left = status.f_bavail * status.f_frsize - self._keep_free
         if count > left:
             free = left + self._keep_free
-            raise OSError(errno.ENOSPC, f"{free} bytes are free, and uploads.keep_free_bytes = {self._keep_free} of them must stay free")
+            raise OSError(errno.ENOSPC, f"{free} bytes are free, of which uploads.keep_free_bytes = {self._keep_free} must stay free")
         self._seen = max(count, min(left // SHARE, STEP))
 
     def _measure(self, count: int) -> None:
         used = usage(self._folder)
         left = self._quota - used
         if count > left:
-            raise OSError(errno.ENOSPC, f"the state folder holds {used} bytes, and disk.quota_bytes = {self._quota} are allowed")
+            raise OSError(errno.ENOSPC, f"the state folder holds {used} bytes; disk.quota_bytes = {self._quota} is the limit")
         self._granted = max(count, min(left, max(left // SHARE, FINEST)))
 
 
 def limit_memory(start: dict[str, Any]) -> None:
-    """Keep a job that decodes a submitter's file within ``workers.import_memory_mb``: what it asks for beyond that is a `MemoryError`."""
+    """Limit the memory of a job that decodes a submitter's file to ``workers.import_memory_mb``; beyond it raises `MemoryError`."""
     limit = int(start.get("import_memory_mb") or 0) << 20
     if limit and KINDS[start["spec"]["kind"]].decodes:
         _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -71,7 +73,7 @@ def limit_memory(start: dict[str, Any]) -> None:
 
 
 def limit_disk(start: dict[str, Any], state: StateFolder) -> None:
-    """Put this process under the limits that its start message names."""
+    """Apply the disk limits of the start message to this process."""
     keep_free, quota = int(start.get("keep_free_bytes") or 0), int(start.get("quota_bytes") or 0)
     if keep_free or quota:
         disk.limit(Budget(state.root, keep_free, quota).reserve)

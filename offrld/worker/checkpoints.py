@@ -1,4 +1,4 @@
-"""The checkpoint from which a run continues, and those that are kept."""
+"""The checkpoints of a run: write them, restore the newest, remove those that are not needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offrld.engine import CheckpointCorrupt, Learner
 from offrld.state.run_folder import RunFolder
 
 INTERVAL_S = 60.0  # between checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
-NEWEST = 2  # time-based ones kept while training: if the newest is damaged, the one before serves
+NEWEST = 2  # time-based checkpoints kept while training: the older one is for a damaged newest one
 
 
 class Checkpoints:
@@ -30,11 +30,11 @@ class Checkpoints:
     ) -> None:
         """
         Args:
-            keep: whether a step is one of an evaluation; the checkpoints of evaluations are kept.
+            keep: return whether a step is one of an evaluation; checkpoints of evaluations are kept.
             most: number of the last evaluations whose checkpoints are kept; 0: all.
-            best: those of some steps that `offrl fetch --best` may want; they are kept as well.
-            step: the number that names a checkpoint made now; by default the learner's updates.
-            more: JSON that a checkpoint holds beside the learner.
+            best: return the steps, of some steps, that `offrl fetch --best` may need; they are kept as well.
+            step: return the number that names a checkpoint made now; by default the number of updates.
+            more: return JSON that a checkpoint holds beside the learner.
         """
         self._run, self._learner, self._keep, self._most, self._best = run, learner, keep, most, best
         self._step, self._more = step or (lambda: learner.step), more
@@ -43,7 +43,7 @@ class Checkpoints:
         self._saved_step: int | None = None
 
     def restore(self, log: Callable[[str], None]) -> bool:
-        """Continue from the newest whole checkpoint; False if there is none. Damaged ones are logged and removed."""
+        """Restore the newest intact checkpoint; return False if there is none. Damaged ones are logged and removed."""
         for leftover in self._run.checkpoints.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         for step in reversed(self._run.checkpoint_steps()):
@@ -63,7 +63,7 @@ class Checkpoints:
         return self._saved_at + self._interval_s - time.monotonic()
 
     def save(self) -> None:
-        """Write the state of the learner, and remove the checkpoints that the new one replaces."""
+        """Write a checkpoint of the learner, and remove the checkpoints that it replaces."""
         step = self._step()
         if step != self._saved_step:
             self._learner.save(self._run.checkpoint(step), self._more())
@@ -78,7 +78,7 @@ class Checkpoints:
     def _remove(self, steps: Iterable[int]) -> None:
         good = self._learner.guard.good
         before = [step for step in self._run.checkpoint_steps() if good is not None and step <= good]
-        held = {before[-1]} if before else set()  # from before a seed went bad: what is left of it
+        held = {before[-1]} if before else set()  # the last one from before a seed diverged
         evaluated = [step for step in self._run.checkpoint_steps() if self._keep(step)]
         held |= {*evaluated[-self._most :], *self._best(evaluated)} if self._most else set(evaluated)
         for step in steps:

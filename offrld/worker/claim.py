@@ -10,7 +10,7 @@ from offrl_store.disk import write_atomic
 from offrld.state.run_folder import RunFolder
 from offrld.worker.control import Control
 
-LOCK_WAIT_S = 30.0  # a worker whose daemon was killed has this long to notice and let go
+LOCK_WAIT_S = 30.0  # time for a worker whose daemon was killed to notice that and release the lock
 POLL_S = 0.02
 
 
@@ -21,8 +21,8 @@ class Fenced(Exception):
 def claim(run: RunFolder, attempt: int, control: Control, wait_s: float = LOCK_WAIT_S) -> int:
     """Lock a run folder and record this attempt; return the lock's descriptor, which the kernel releases when the process ends.
 
-    Waits up to ``wait_s`` seconds for a worker that still holds the lock. Raises `Fenced` if that takes longer or a later attempt was there
-    already, and `Stopped` if the job must stop meanwhile.
+    Wait up to ``wait_s`` seconds for a worker that still holds the lock. Raises `Fenced` if that takes longer or if a later attempt has
+    claimed the folder, and `Stopped` if the job must stop meanwhile.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

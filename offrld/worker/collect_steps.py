@@ -1,4 +1,4 @@
-"""A collect job: steps of a policy in an environment become a dataset, across pauses and crashes."""
+"""A collect job: write the steps of a policy in an environment into a dataset, across pauses and crashes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from offrld.worker.job import WorkerJob
 from offrld.worker.pace import Pace
 
 POLICY = "policy.onnx"  # in the run folder: the uploaded file
-RECORD_S = 5.0  # between two records of the count
+RECORD_S = 5.0  # time between two records of the count
 
 
 def run(job: WorkerJob[CollectSpec]) -> str:
-    """Collect; return the remark on a success. Raises `OffrlError`, `Stopped`; whole episodes are kept either way."""
+    """Collect, and return the remark for a success. Raises `OffrlError`, `Stopped`; whole episodes are kept in either case."""
     data = StepsDataset(job, job.spec.dataset)
     try:
         return _collect(job, data)
@@ -58,7 +58,7 @@ def _collect(job: WorkerJob[CollectSpec], data: StepsDataset) -> str:
         if fresh:
             data.created()
         writer = writer_of(collector)
-        writer.commit()  # of the episodes that a crash left open
+        writer.commit()  # the episodes that a crash left open
         before = data.steps_before(writer.store)
         if "collector" in data.record:
             collector.load_state_dict(data.record["collector"])
@@ -71,7 +71,7 @@ def _collect(job: WorkerJob[CollectSpec], data: StepsDataset) -> str:
             _record(job, data, collector, last=True)
             raise
         except Exception:
-            _record(job, data, collector, last=True)  # what was under way is whole, as truncated
+            _record(job, data, collector, last=True)  # the open episodes are complete, as truncated ones
             raise
     return f"{counted(collector.frames, 'step')} of {collector.behaviour.name} in {spec.env}"
 
@@ -96,18 +96,18 @@ def _loop(job: WorkerJob[CollectSpec], data: StepsDataset, collector: Collector)
 
 
 def _record(job: WorkerJob[CollectSpec], data: StepsDataset, collector: Collector, *, last: bool = False) -> None:
-    """Make everything durable, and record how far the job is."""
+    """Make everything durable, and record the progress of the job."""
     writer = writer_of(collector)
     writer.keep(data.keep(writer.store))
     collector.sync()
     data.save(writer.store, whole_steps(collector), collector=collector.state_dict())
-    data.tell(writer.store, last=last)
+    data.report(writer.store, last=last)
     if last:
         job.report.progress(collector.frames, job.spec.steps, force=True)
 
 
 def _policy(job: WorkerJob[CollectSpec]) -> Any:
-    """The policy that acts, as `Collector` takes it."""
+    """Return the policy that acts, in a form that `Collector` accepts."""
     spec = job.spec
     if spec.policy in ("random", "normal"):
         return spec.policy
@@ -115,7 +115,7 @@ def _policy(job: WorkerJob[CollectSpec]) -> Any:
         from offrl.foreign import opened
 
         if spec.sample:
-            raise InvalidInput("a policy file is deterministic and cannot sample", hint="give job:ID: its checkpoint can draw")
+            raise InvalidInput("a policy file is deterministic and cannot sample", hint="use job:ID: its checkpoint can sample")
         return opened(_uploaded(job), spec.policy_input, spec.policy_output, spec.policy_argmax)
     from offrld.collect.trained_behaviours import LearnerBehaviour
     from offrld.inprocess.training import load
@@ -125,12 +125,14 @@ def _policy(job: WorkerJob[CollectSpec]) -> Any:
     seed = inherited.taken(reference)[1]
     learner = load(inherited.keep(job.state, job.run, "policy", reference, spec.ratio), device="cpu", runner="eager", threads=spec.threads)
     if not learner.algorithm.acts:
-        raise InvalidInput(f"job {reference} is of {learner.algorithm.name}, which learns no policy", hint="name one that does")
+        raise InvalidInput(
+            f"job {reference} is of {learner.algorithm.name}, which learns no policy", hint="name a job of an algorithm that does"
+        )
     return LearnerBehaviour(learner, deterministic=not spec.sample, seed=seed)
 
 
 def _uploaded(job: WorkerJob[CollectSpec]) -> Any:
-    """The uploaded file, kept in the run folder from the first attempt on."""
+    """Return the path of the uploaded file; the first attempt moves it into the run folder."""
     policy, upload = job.run.path / POLICY, job.spec.upload
     assert upload is not None  # the specification checks it
     if not policy.exists():

@@ -1,14 +1,15 @@
-"""What a worker may touch of the machine's files, by kind of job; the kernel refuses the rest.
+"""Restrict the files that a worker may open, by kind of job; the kernel refuses all others.
 
-Decoders (HDF5, FFmpeg, Pillow, Arrow, onnxruntime) read bytes that a submitter sent. They are asked to open nothing else; this is the
-second wall, for the day when one of them can be talked into it.
+Decoders (HDF5, FFmpeg, Pillow, Arrow, onnxruntime) read bytes that a submitter sent. The code opens no other file; this restriction also
+holds if a malicious file takes control of a decoder.
 
-* A job that decodes files (import, exports) reads the installation, its source and the datasets; it writes the datasets, its run folder and
-  nothing else. An import starts no program, and reaches no network unless it downloads.
-* A job that trains or collects runs environments, and only the administrator knows which files those need: it keeps the whole machine, but
-  of the state folder it gets what its job is about. Keys, the queue, the audit log and other owners' uploads stay closed.
+* A job that decodes files (import, exports) can read the installation, its source and the datasets. It can write the datasets and its run
+  folder. An import cannot start programs, and reaches the network only if it downloads.
+* A job that trains or collects runs environments, and only the administrator knows which files those need. It keeps access to the whole
+  machine, but in the state folder it can open only what the job needs: keys, the queue, the audit log and other uploads stay closed.
 
-Restricted is the main thread with all that it starts. The thread that listens to the daemon started earlier; it opens no files.
+The restriction holds for the main thread and everything that it starts. The thread that listens to the daemon started earlier; it opens no
+files.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ from offrld.state.folder import StateFolder
 from offrld.state.run_folder import RunFolder
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/nix", "/gnu", "/run/opengl-driver")
-# Of /etc what the loader, the resolver, TLS and the clock read; the rest may hold what is not for everybody.
+# The part of /etc that the loader, the resolver, TLS and the clock read; the rest may hold secrets.
 ETC = (
     "alternatives", "ca-certificates", "gai.conf", "group", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime",
     "mime.types", "nsswitch.conf", "passwd", "pki", "resolv.conf", "ssl", "timezone",
 )  # fmt: skip
-# Of /proc, beside the worker's own entry, what libraries ask about the machine: another process's entry shows its environment.
+# The part of /proc, beside the worker's own entry, that libraries read; the entry of another process shows its environment.
 PROC = ("cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "self", "stat", "sys", "uptime", "version")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 CARDS = ("nvidia*", "dri", "kfd")
 
 
 def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
-    """Restrict this process to what the job of ``start`` needs; the ABI of Landlock that holds, 0 where nothing is restricted.
+    """Restrict this process to what the job of ``start`` needs; return the ABI of Landlock in force, 0 if nothing is restricted.
 
-    Temporary files go to ``tmp/`` of the run folder from then on. Raises `OSError` if the kernel refuses what it offers.
+    Temporary files go to ``tmp/`` of the run folder from then on. Raises `OSError` if the kernel offers Landlock but refuses a rule.
     """
     if not start.get("confine", True) or not landlock.abi():
         return 0
     kind = start["spec"]["kind"]
     strict = KINDS[kind].confined
     downloads = kind == "import" and bool(start["spec"].get("named"))
-    remove(run.temporary)  # of an attempt that was killed
+    remove(run.temporary)  # left by an attempt that was killed
     for folder in (run.temporary, state.datasets, state.cache):  # a rule needs a folder that exists
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(run.temporary)
@@ -68,26 +69,26 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
 
 
 def _state_rules(start: dict[str, Any], state: StateFolder, run: RunFolder) -> Iterator[tuple[Path, int]]:
-    """Of the state folder: its own outputs to write; to read, datasets and other jobs' outputs, which every key may read anyway.
+    """Yield the rules for the state folder: a job writes its own outputs, and reads datasets and outputs that every key may read.
 
-    A job that takes another's checkpoint makes a second link to the file. The kernel allows that only if the rights over both folders are
-    the same, so such a job may write below ``jobs/``.
+    A job that inherits a checkpoint makes a second link to the file. The kernel allows that only with the same rights over both folders, so
+    such a job may write below ``jobs/``.
     """
     kind = start["spec"]["kind"]
-    yield state.root, landlock.READ_DIR  # the quota is measured by file sizes; contents stay closed
+    yield state.root, landlock.READ_DIR  # the quota is measured by file sizes; contents stay unreadable
     yield run.path, landlock.WRITE
-    yield state.cache, landlock.WRITE | landlock.EXECUTE  # Inductor compiles, and loads what it has compiled
+    yield state.cache, landlock.WRITE | landlock.EXECUTE  # Inductor writes compiled code there and loads it
     yield state.datasets, landlock.WRITE if KINDS[kind].writes_dataset else landlock.READ
-    if not KINDS[kind].decodes:  # those need no checkpoint of another job
+    if not KINDS[kind].decodes:  # jobs that decode need no checkpoint of another job
         yield state.jobs, landlock.WRITE
     if upload := start["spec"].get("upload"):
         yield state.upload(upload), landlock.READ if kind == "import" else landlock.WRITE
-        if kind != "import":  # a job that has kept its upload removes it
+        if kind != "import":  # the job removes its upload once it has a copy
             yield state.uploads, landlock.REMOVE_DIR
 
 
 def _installation(*, run: bool) -> list[tuple[Path, int]]:
-    """Python, the packages, the system's libraries and what those read of the machine."""
+    """Return the rules for Python, the packages, the system's libraries, and the files of the machine that those read."""
     packages = [Path(package.__file__).parents[1] for package in (offrl, offrl_store, offrld) if package.__file__]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     places: list[str | Path] = [
@@ -109,31 +110,31 @@ def _installation(*, run: bool) -> list[tuple[Path, int]]:
 
 
 def _sources(start: dict[str, Any]) -> list[str]:
-    """What an import of a path of this machine reads. `import_roots.checked` decides whether it may; this only opens the way."""
+    """Return the path on this machine that an import reads; `import_roots.checked` decides later whether it may."""
     path = start["spec"].get("path")
     roots = start.get("import_roots") or ()
     return [path] if path and any(Path(path).is_relative_to(root) for root in roots) else []
 
 
 def _downloads() -> list[Path]:
-    """The folders of named datasets, and the sources that are folders; made here, because a rule needs a folder that exists."""
+    """Return the folders of named datasets, made here because a rule needs a folder that exists, and the sources that are folders."""
     from offrld.datasets import places
 
     folders = [places.d4rl_folder(), places.minari_folder()]
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:  # the import says so if it needs the folder
+        except OSError:  # the import fails with a message if it needs the folder
             continue
     sources = [places.atari_source(), places.d4rl_source(), places.minari_remote()]
     return folders + [Path(os.path.expanduser(source)) for source in sources if source and not places.is_address(source)]
 
 
 def _machine_but(state: Path) -> Iterator[tuple[Path, int]]:
-    """All rights over everything that does not lie on the way to the state folder, and listing of the folders on the way.
+    """Yield rules with all rights over everything outside the path to the state folder, and listing of the folders on that path.
 
-    A rule holds for all that is below, and none takes anything back: so each folder on the way gives its other entries one by one. Symbolic
-    links are left out: a rule would hold for their target, which may lie on the way.
+    A rule holds for everything below its folder, and no rule removes rights. So each folder on the path adds a rule for each of its other
+    entries. Symbolic links get none: a rule would hold for their target, which may lie on the path.
     """
     for folder in reversed(state.parents):
         yield folder, landlock.READ_DIR

@@ -1,9 +1,10 @@
 """Control messages from the daemon to a running worker: pause, cancel, stop (a closed pipe, or SIGTERM), and which snapshots are pinned.
 
-A thread reads the lines of the control pipe. The job calls `Control.check` wherever it can stop cleanly; that raises `Stopped`, and gives
-a sign of life, from the loop itself, so that the daemon notices a loop that hangs. A job that must stop but does not come to such a place
-in time (a long import of a library, a stuck compiler) is ended by the thread, so that no worker outlives its daemon. Its last checkpoint
-serves then, and the log says so.
+A thread reads the lines of the control pipe. The job calls `Control.check` wherever it can stop cleanly. The call raises `Stopped` if the
+job must stop. Otherwise it sends a sign of life; because that comes from the loop itself, the daemon notices a loop that hangs.
+
+If a job must stop but does not reach such a call in time (a long import of a library, a stuck compiler), the thread ends the process, so
+that no worker outlives its daemon. The job then continues from its last checkpoint, and the log says so.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 Reason = Literal["pause", "cancel", "gone"]
-GONE_S = 20.0  # time for the last checkpoint of a worker that must stop, unless the start message sets another
-BEAT_S = 2.0  # between two signs of life
+GONE_S = 20.0  # default time for the last checkpoint of a worker that must stop
+BEAT_S = 2.0  # time between two signs of life
 EXIT_STOPPED = 75  # exit status without an end event: the daemon is gone, or another worker holds the job
 
 
@@ -45,7 +46,7 @@ class Control:
         self._next_beat = 0.0
         self._given_up: Callable[[], str] = str
         self._stop_s = GONE_S
-        self.pinned: tuple[str, ...] = ()  # snapshots of the dataset that this job writes, of jobs that use them
+        self.pinned: tuple[str, ...] = ()  # snapshots, used by other jobs, of the dataset that this job writes
 
     def read_start(self) -> dict[str, Any]:
         """Read the first line. Raises `Stopped` if the pipe closes before it, ValueError if it is not a start message."""
@@ -58,29 +59,29 @@ class Control:
         return message
 
     def listen(self, stop_s: float = GONE_S) -> None:
-        """Read the later lines in a thread of their own, and take SIGTERM for a closed pipe.
+        """Read the later lines in a separate thread, and treat SIGTERM like a closed pipe.
 
         ``stop_s``: time for the last checkpoint of a worker that must stop.
         """
         self._stop_s = stop_s
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Python runs signal handlers in the main thread alone, which may be inside a compiler for minutes: the pipe is written at once.
+        # Python runs signal handlers only in the main thread, which a compiler may block for minutes; the pipe is written immediately.
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("gone"))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # no terminal sends it here: a KeyboardInterrupt is raised by somebody's code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker has no terminal: SIGINT could only raise KeyboardInterrupt in a user's code
         threading.Thread(target=self._listen, args=(woken,), name="control", daemon=True).start()
 
-    def tell_life(self, beat: Callable[[], None], given_up: Callable[[], str]) -> None:
-        """Let `check` call ``beat`` from time to time; ``given_up`` gives the last words of a worker that did not stop in time."""
+    def report_life(self, beat: Callable[[], None], given_up: Callable[[], str]) -> None:
+        """Make `check` call ``beat`` every `BEAT_S`; ``given_up`` returns the last log line of a worker that did not stop in time."""
         self._beat, self._given_up = beat, given_up
 
     @property
     def reason(self) -> Reason | None:
-        """Why the job is to stop, None while it is not."""
+        """Why the job must stop; None if it need not."""
         return self._reason
 
     def check(self) -> None:
-        """Raise `Stopped` if the job must stop, else give a sign of life. Costs a look at the clock."""
+        """Raise `Stopped` if the job must stop, else send a sign of life if one is due. It costs one look at the clock."""
         if self._reason is not None:
             raise Stopped(self._reason)
         if self._beat is not None and (now := time.monotonic()) >= self._next_beat:
@@ -92,7 +93,7 @@ class Control:
         self._changed.wait(seconds)
 
     def finished(self) -> None:
-        """The worker is past everything that could get stuck."""
+        """Note that nothing is left that could get stuck: the thread no longer ends the process."""
         self._finished.set()
 
     def _stop(self, reason: Reason) -> None:
@@ -116,13 +117,13 @@ class Control:
                 print(f"control message not understood: {line[:200]!r}", file=sys.stderr, flush=True)
         self._stop("gone")
         if not self._finished.wait(self._stop_s):
-            print(f"the job had to stop, but did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
+            print(f"the job had to stop, but did not within {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
             sys.stderr.flush()
             os._exit(EXIT_STOPPED)
 
 
 class _Lines:
-    """The complete lines of a pipe. Reads at once what is there, which a buffered file would not."""
+    """The complete lines of a pipe. Unlike a buffered file, it reads whatever is available without waiting for more."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -130,7 +131,7 @@ class _Lines:
         self._ready: list[bytes] = []
 
     def next(self, woken: int | None = None) -> bytes | None:
-        """The next line; None once the pipe is closed, or SIGTERM has come (``woken`` can be read and holds its number)."""
+        """Return the next line; None once the pipe is closed or SIGTERM has arrived (``woken`` is readable and holds its number)."""
         while not self._ready:
             if woken is not None:
                 readable, _, _ = select.select([self._descriptor, woken], [], [])

@@ -1,4 +1,4 @@
-"""A dataset export job: the pinned snapshot of a dataset in a format that others read, under ``dataset/`` of the run folder."""
+"""A dataset export job: write the pinned snapshot of a dataset in another format, under ``dataset/`` of the run folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from offrld.worker.job import WorkerJob
 
 
 def run(job: WorkerJob[DatasetExportSpec]) -> None:
-    """Run the export; the result appears whole, or not at all."""
+    """Run the export; the result appears complete or not at all."""
     spec = job.spec
-    if job.run.dataset.exists():  # of an attempt that died after its rename
+    if job.run.dataset.exists():  # an earlier attempt died after its rename
         return
     store = EpisodeStore.open(job.state.dataset(spec.dataset), job.snapshot)
     unfinished = job.run.path / ".dataset.tmp"
@@ -35,9 +35,9 @@ def run(job: WorkerJob[DatasetExportSpec]) -> None:
 
 
 def _progress(job: WorkerJob[DatasetExportSpec], folder: Path) -> Callable[[int, int | None], None]:
-    """Report progress after each episode, and check that the disk has room for the next.
+    """Return a callback that reports progress after each episode and checks that the disk has room for the next.
 
-    The library of each format writes by itself, so the room for an episode is taken to be what the last one needed.
+    The libraries of the formats write files themselves, so the room for an episode is estimated as that of the last one.
     """
     before = 0
 

@@ -1,4 +1,4 @@
-"""Where the bytes of an import come from."""
+"""The source of an import: an upload, or a path on this machine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from offrld.state.folder import StateFolder
 
 
 def source_path(spec: ImportSpec, state: StateFolder, roots: tuple[Path, ...]) -> Path:
-    """The file or folder that an import reads.
+    """Return the file or folder that an import reads.
 
-    Raises `NotAllowed` for a path outside the import roots or through a symbolic link, `InvalidInput` where nothing is there.
+    Raises `NotAllowed` for a path outside the import roots or through a symbolic link, `InvalidInput` if it does not exist.
     """
     if spec.upload is not None:
         files = state.upload_files(spec.upload)
         entries = sorted(files.iterdir()) if files.is_dir() else []
         if not entries:
-            raise InvalidInput(f"upload {spec.upload!r} is not there any more", hint="upload the data again: `offrl datasets add`")
+            raise InvalidInput(f"upload {spec.upload!r} no longer exists", hint="upload the data again: `offrl datasets add`")
         return entries[0] if len(entries) == 1 else files
     assert spec.path is not None
     path = import_roots.checked(spec.path, roots)

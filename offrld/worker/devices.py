@@ -1,4 +1,4 @@
-"""Looks at what a worker computes with, as one JSON on stdout: torch and its devices, the store's kernels, onnxruntime.
+"""Check what a worker computes with and print JSON: torch and its devices, the store's kernels, onnxruntime.
 
 `offrl doctor` has the daemon run ``python -m offrld.worker.devices``: the same process, user and environment as a job's worker.
 """
@@ -11,12 +11,12 @@ import sys
 import time
 from typing import Any
 
-SIZE = 512  # of the square matrices that are multiplied
+SIZE = 512  # rows and columns of the matrices to multiply
 SMI = "see `nvidia-smi` and the driver's version; the build of torch must fit it: https://pytorch.org/get-started/locally/"
 
 
 def look() -> dict[str, Any]:
-    """``{"checks": [...], "versions": {...}}``; a part that is missing is a failed check and not an exception."""
+    """Return ``{"checks": [...], "versions": {...}}``; a missing part is a failed check, not an exception."""
     checks: list[dict[str, str]] = []
     versions: dict[str, str] = {}
     for part in (_torch, _kernels, _onnx):
@@ -48,20 +48,20 @@ def _torch(checks: list[dict[str, str]], versions: dict[str, str]) -> None:
             message = f"{name}: computes ({1e6 * seconds:.0f} us for a product of {SIZE}x{SIZE} matrices)"
             checks.append({"name": "device", "status": "ok", "message": message})
     if len(devices) == 1:
-        told = "no card is used: torch is a build for the CPU" if torch.version.cuda is None else "torch finds no card"
-        status = "warn" if os.path.exists("/dev/nvidiactl") else "ok"  # a card that is there, but not used
-        checks.append({"name": "card", "status": status, "message": told, "hint": SMI if status == "warn" else ""})
+        message = "no card is used: torch is a build for the CPU" if torch.version.cuda is None else "torch finds no card"
+        status = "warn" if os.path.exists("/dev/nvidiactl") else "ok"  # the machine has a card that is not used
+        checks.append({"name": "card", "status": status, "message": message, "hint": SMI if status == "warn" else ""})
 
 
 def _compute(torch: Any, device: str) -> float:
-    """A product whose result is compared with that of the CPU in double precision; seconds of one, after the first."""
+    """Return the seconds that a matrix product takes. Raises `ArithmeticError` if the result differs from the CPU's in double precision."""
     left, right = (torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     a, b = left.to(device), right.to(device)
     product = a @ b
-    wanted = left.double() @ right.double()
-    wrong = float((product.cpu().double() - wanted).abs().max())
-    if not wrong < 0.1:  # tf32 rounds to 10 bits: errors of sqrt(512) * 2^-11 and a few times that
-        raise ArithmeticError(f"a product of matrices is wrong by {wrong:g}")
+    expected = left.double() @ right.double()
+    error = float((product.cpu().double() - expected).abs().max())
+    if not error < 0.1:  # tf32 rounds to 10 bits: the error is a few times sqrt(512) * 2^-11
+        raise ArithmeticError(f"a product of matrices is wrong by {error:g}")
     began = time.perf_counter()
     for _ in range(10):
         product = a @ b
@@ -95,4 +95,4 @@ if __name__ == "__main__":
     os.write(pipe, json.dumps(look()).encode() + b"\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # tearing down torch and its threads takes longer than all the rest
+    os._exit(0)  # tearing down torch and its threads would take longer than all the rest

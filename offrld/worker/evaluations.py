@@ -1,4 +1,4 @@
-"""Evaluations of a job that trains. A failed one gives a warning and a row of the metric `FAILED`; the job continues."""
+"""Evaluations of a training job. A failure adds a warning and a row of the metric `FAILED`; the job continues."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from offrld.collect.online import EVALUATION_FAILURES
 from offrld.state.metric_files import MetricFiles, read_metric
 from offrld.state.run_folder import RunFolder
 
-FAILED = "evaluation_failed"  # metric: number of a seed's evaluations that have failed so far
-DEATHS = 2  # deaths of the process in consecutive evaluations, after which no other is tried
+FAILED = "evaluation_failed"  # metric: number of failed evaluations of a seed so far
+DEATHS = 2  # deaths of the process in consecutive evaluations after which none is tried again
 ERRORS = (EnvironmentFailed, InvalidInput)
 
 
 class Evaluations:
-    """The state of a job's evaluations. It follows from the metric rows alone, so that a resumed job continues the count.
+    """The evaluations of a job. Their state follows from the metric rows alone, so that a resumed job continues the count.
 
     Attributes:
         last: the message of the last failure of this attempt.
@@ -27,12 +27,12 @@ class Evaluations:
         self.last = ""
 
     def due(self, step: int, seeds: Sequence[int]) -> list[int]:
-        """Those of ``seeds`` without a result at ``step``; a failure is a result."""
+        """Return the ``seeds`` without a result at ``step``; a failure is a result."""
         return [seed for seed in seeds if not any(self._metrics.recorded(name, step, [seed]) for name in ("return_std", FAILED))]
 
     @property
     def given_up(self) -> bool:
-        """Whether a seed has failed `EVALUATION_FAILURES` evaluations in a row, after which no other is tried."""
+        """Whether a seed has failed `EVALUATION_FAILURES` evaluations in a row, after which none is tried again."""
         for seed in self._seeds:
             failed, done = self._steps(FAILED, seed), self._steps("return_std", seed)
             if sum(step > max(done, default=-1) for step in failed) >= EVALUATION_FAILURES:
@@ -41,14 +41,14 @@ class Evaluations:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Mark one evaluation as running: an environment can end the process, and the mark is how the next attempt notices.
+        """Mark one evaluation as running. An environment can end the process; the mark shows that to the next attempt.
 
         Raises `EnvironmentFailed` if that has happened `DEATHS` times.
         """
         note = self._run.evaluating
         deaths = len(note.read_bytes()) if note.exists() else 0
         if deaths >= DEATHS:
-            raise EnvironmentFailed(f"the process ended in {deaths} evaluations, one after the other", hint="the log shows how")
+            raise EnvironmentFailed(f"the process ended in {deaths} evaluations in a row", hint="the log shows how")
         note.write_bytes(b"." * (deaths + 1))
         try:
             yield
@@ -60,11 +60,11 @@ class Evaluations:
         self._metrics.record(step, {FAILED: {seed: len(self._steps(FAILED, seed)) + 1 for seed in errors}})
         self.last = next(iter(errors.values())).message
         of = f" of seed {', '.join(map(str, errors))}" if len(self._seeds) > 1 else ""
-        rest = f"; that is {EVALUATION_FAILURES} in a row: no other is tried" if self.given_up else "; training goes on"
+        rest = f"; that is {EVALUATION_FAILURES} in a row: none is tried again" if self.given_up else "; training continues"
         return f"warning: step {step}: the evaluation{of} failed: {self.last}{rest}"
 
     def note(self) -> str:
-        """The remark on a success; "" if no evaluation has failed."""
+        """Return the remark for a success; "" if no evaluation has failed."""
         failed = {step for seed in self._seeds for step in self._steps(FAILED, seed)}
         if not failed:
             return ""

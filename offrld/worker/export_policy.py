@@ -1,4 +1,4 @@
-"""An export job: a policy file from a checkpoint of a train job, written where the train job itself would have put it."""
+"""An export job: write a policy file from a checkpoint of a train job, to the place where the train job itself would write it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(job: WorkerJob[ExportSpec]) -> None:
         spec_type: type[TrainSpec | TrainOnlineSpec] = TrainOnlineSpec if described["spec"]["kind"] == "train_online" else TrainSpec
         trained = spec_type.model_validate(described["spec"])
     except FileNotFoundError:
-        raise InvalidInput(f"job {spec.job!r} has not begun to train", hint="wait for its first checkpoint") from None
+        raise InvalidInput(f"job {spec.job!r} has not started to train", hint="wait for its first checkpoint") from None
     seed = trained.seeds[0] if spec.seed is None else spec.seed
     if seed not in trained.seeds:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
@@ -38,7 +38,7 @@ def run(job: WorkerJob[ExportSpec]) -> None:
         learner, step = _load(job, spec, source, get(trained.algorithm), config)
         job.control.check()
         if (trouble := learner.guard.stopped.get(seed)) is not None:
-            raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
+            raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was sound at step {trouble.good}: fetch --step K")
         store = _store(job, trained, described["snapshot"]) if isinstance(trained, TrainSpec) else None
         about = {
             "job": spec.job,
@@ -52,7 +52,7 @@ def run(job: WorkerJob[ExportSpec]) -> None:
 
 
 def _step(spec: ExportSpec, source: RunFolder) -> int:
-    """The wanted step if it has a checkpoint, or the newest step if none is wanted. Raises `InvalidInput`, `Unknown`."""
+    """Return the step of the checkpoint to export: the specified one or, without one, the newest. Raises `InvalidInput`, `Unknown`."""
     steps = source.checkpoint_steps()
     if not steps:
         raise InvalidInput(f"job {spec.job!r} has no checkpoint yet", hint="checkpoints are made about once a minute, and at the end")
@@ -60,29 +60,29 @@ def _step(spec: ExportSpec, source: RunFolder) -> int:
         return steps[-1]
     if spec.step not in steps:
         shown = ", ".join(map(str, steps[-12:]))
-        raise Unknown(f"job {spec.job!r} has no checkpoint at step {spec.step}", hint=f"there are: {shown}")
+        raise Unknown(f"job {spec.job!r} has no checkpoint at step {spec.step}", hint=f"it has checkpoints at {shown}")
     return spec.step
 
 
 def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, algorithm: Algorithm, config: dict[str, Any]) -> tuple[Learner, int]:
-    """A learner from the checkpoint alone, and the step that names it.
+    """Load a learner from a checkpoint; return it and the checkpoint's step.
 
     The job may still run: a checkpoint that it has replaced meanwhile is not an error.
     """
-    given = inherited.inputs(job.state, source, algorithm, algorithm.configure(config))
+    inputs = inherited.inputs(job.state, source, algorithm, algorithm.configure(config))
     while True:
         step = _step(spec, source)
         try:
-            return load(source.checkpoint(step), device="cpu", runner="eager", threads=1, inputs=given), step
+            return load(source.checkpoint(step), device="cpu", runner="eager", threads=1, inputs=inputs), step
         except (CheckpointCorrupt, InvalidInput):
             if source.checkpoint(step).exists():
                 raise
 
 
 def _store(job: WorkerJob, trained: TrainSpec, snapshot: str) -> EpisodeStore | None:
-    """The dataset, for observations to check the policy on; None where it is not there any more: the check then draws its own."""
+    """Open the dataset, whose observations the parity check uses; None if it cannot be read: the check then uses random observations."""
     try:
         return EpisodeStore.open(job.state.dataset(trained.dataset), snapshot)
     except OffrlError as error:
-        job.report.message(f"the check of the policy draws its own observations: dataset {trained.dataset!r} cannot be read: {error}")
+        job.report.message(f"the policy is checked on random observations: dataset {trained.dataset!r} cannot be read: {error}")
         return None

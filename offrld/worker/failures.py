@@ -1,4 +1,4 @@
-"""How a job fails: any exception as the ``{code, message, hint}`` that its end event carries."""
+"""Turn any exception that ends a job into the ``{code, message, hint}`` of its end event."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DECODING_HINT = "split the file into more or shorter episodes, or raise workers.
 
 
 def to_error(error: BaseException, *, decodes: bool = False) -> dict[str, str]:
-    """The error as the user sees it; the traceback of an unexpected one goes to the log.
+    """Return the error as the user sees it; write the traceback of an unexpected one to the log.
 
-    decodes: the job reads or writes files of data, and has the memory limit of such jobs.
+    ``decodes``: whether the job reads or writes data files, under the memory limit of such jobs.
     """
     if isinstance(error, OffrlError):
         report_cause(error)
@@ -33,7 +33,7 @@ def to_error(error: BaseException, *, decodes: bool = False) -> dict[str, str]:
 
 
 def report_cause(error: OffrlError) -> None:
-    """What an environment has raised, with its traceback, into the log: its author wants to know where."""
+    """Write the traceback of an environment's own error into the log, for its author."""
     if isinstance(error, EnvironmentFailed) and error.__cause__ is not None:
         traceback.print_exception(error.__cause__, file=sys.stderr)
         sys.stderr.flush()
@@ -44,12 +44,12 @@ def _error(code: str, message: str, hint: str) -> dict[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of the error's text, which is where libraries say what is wrong."""
+    """Return the first line of the error's text, where libraries name the problem."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:500]
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError is the GPU's; the CPU allocator raises a plain RuntimeError. Compared by name: no torch here.
+    # torch.OutOfMemoryError is the GPU's; the CPU allocator raises a plain RuntimeError. Names are compared, to avoid an import of torch.
     return (
         isinstance(error, MemoryError)
         or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

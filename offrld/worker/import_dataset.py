@@ -1,7 +1,7 @@
-"""An import job: a source file or folder becomes a dataset, or is appended to one; whole, or not at all.
+"""An import job: turn a source file or folder into a dataset, or append it to one, completely or not at all.
 
-A new dataset is written beside the others (``datasets/.tmp-JOB``) and gets its name by one rename; an append is one commit. Both
-can be done again by the next attempt after a crash: it notices what the last one completed.
+A new dataset is written beside the others (``datasets/.tmp-JOB``) and gets its name by one rename; an append is one commit. After a crash
+the next attempt repeats either, and notices what the last one completed.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from offrld.state.files import remove, write_json
 from offrld.worker.datasets import source_path
 from offrld.worker.job import WorkerJob
 
-APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job began
-SKIPPED = "skipped.json"  # in the run folder: the episodes that were left out
-SHOWN = 20  # of them, as messages
-LOCKED_WAIT_S = 600.0  # another job may be appending
+APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job started
+SKIPPED = "skipped.json"  # in the run folder: the skipped episodes
+SHOWN = 20  # most skipped episodes that are reported as messages
+LOCKED_WAIT_S = 600.0  # longest wait for another job that appends
 
 
 def run(job: WorkerJob[ImportSpec]) -> str:
-    """Run the import; returns how many episodes were left out, where any was.
+    """Run the import; return a remark with the number of skipped episodes, or "".
 
-    Raises `OffrlError` for what is wrong with the source, with nothing left behind.
+    Raises `OffrlError` if the source is bad; nothing is left behind.
     """
     spec = job.spec
     target = job.state.dataset(spec.dataset)
     job.state.datasets.mkdir(parents=True, exist_ok=True)
-    _remove_staged(job)  # of an attempt that was killed
+    _remove_staged(job)  # left by an attempt that was killed
     if not spec.append and target.exists() and origin.made_by(target) == job.id:
-        return _finish(job, "was imported already", _noted(job))  # by an attempt that was killed between the rename and its report
+        return _finish(job, "already imported", _noted(job))  # an attempt was killed between the rename and its report
     skipped: list[Skipped] = []
     try:
         if spec.append:
@@ -65,7 +65,7 @@ def run(job: WorkerJob[ImportSpec]) -> str:
 
 def _remove_staged(job: WorkerJob[ImportSpec]) -> None:
     name = job.state.unfinished_dataset(job.id).name
-    for pattern in (name, f"{name}.*", f".{name}.*"):  # the store and the importer work beside it
+    for pattern in (name, f"{name}.*", f".{name}.*"):  # the store and the importer have files beside it
         for path in job.state.datasets.glob(pattern):
             remove(path)
 
@@ -100,7 +100,7 @@ def _import(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped], *,
 
 
 def _note(job: WorkerJob[ImportSpec], skipped: list[Skipped]) -> None:
-    """Write down what was left out: the next attempt, after a kill, only reports."""
+    """Record the skipped episodes: an attempt after a kill only reports them."""
     if skipped:
         write_json(job.run.path / SKIPPED, [vars(episode) for episode in skipped])
 
@@ -119,7 +119,7 @@ def _progress(job: WorkerJob[ImportSpec]) -> Callable[[int, int | None], None]:
 
 
 def _publish(staged: Path, target: Path, job: str) -> None:
-    """Give the finished store its name: from then on it is there, also after a power cut."""
+    """Give the finished store its name: from then on it exists, even after a power cut."""
     origin.write(staged, job)
     try:
         publish(staged, target)
@@ -128,11 +128,14 @@ def _publish(staged: Path, target: Path, job: str) -> None:
 
 
 def _append(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped]) -> None:
-    """Append the source in one commit; of a commit that a killed attempt left half done, the rest. With ``once`` likewise what another job
-    has appended of the same segment."""
-    begun = job.run.path / APPEND
+    """Append the source in one commit.
+
+    If a killed attempt left a commit half done, append the rest. With ``once``, skip also the episodes of the segment that another job has
+    appended.
+    """
+    note = job.run.path / APPEND
     store = EpisodeStore.open(target)
-    before = json.loads(begun.read_text())["episodes"] if begun.exists() else None
+    before = json.loads(note.read_text())["episodes"] if note.exists() else None
     staged, there = None, 0
     if job.spec.once:
         there = segment_there(store, EpisodeStore.open(source_path(job.spec, job.state, job.import_roots)))
@@ -141,12 +144,12 @@ def _append(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped]) ->
         there = appended_before(store, before, staged)
     if there:
         staged = staged or EpisodeStore.open(_read(job, skipped))
-        job.report.message(f"{there} of {len(staged)} episodes are there already")
+        job.report.message(f"the dataset already has {there} of the {len(staged)} episodes")
         with store.writer() as writer:
             for number in range(there, len(staged)):
                 writer.append(staged.episodes[number], staged.episode_metadata(number))
         return
-    write_json(begun, {"episodes": len(store)})
+    write_json(note, {"episodes": len(store)})
     deadline = time.monotonic() + LOCKED_WAIT_S
     while True:
         try:
@@ -160,25 +163,27 @@ def _append(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped]) ->
 
 
 def appended_before(store: EpisodeStore, before: int, source: EpisodeStore) -> int:
-    """How many of the source's first episodes an earlier attempt appended, which began when the store had ``before`` episodes.
+    """Return how many of the source's first episodes an earlier attempt appended; the store had ``before`` episodes when it started.
 
-    Other jobs may have appended before and after it; a commit that was cut short is followed by nothing of its own.
+    Other jobs may have appended before and after it, but after a commit that was cut short the attempt appended nothing more.
     """
     columns = ["steps", "flags", "return"]
-    there, wanted = store.episode_table[columns], source.episode_table[columns]
-    for start in range(before, len(there)):
-        if there[start] == wanted[0]:
-            count = min(len(there) - start, len(wanted))
-            different = np.flatnonzero(there[start : start + count] != wanted[:count])
+    stored, expected = store.episode_table[columns], source.episode_table[columns]
+    for start in range(before, len(stored)):
+        if stored[start] == expected[0]:
+            count = min(len(stored) - start, len(expected))
+            different = np.flatnonzero(stored[start : start + count] != expected[:count])
             same = int(different[0]) if len(different) else count
-            if same == len(wanted) or start + same == len(there):
+            if same == len(expected) or start + same == len(stored):
                 return same
     return 0
 
 
 def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
-    """How many of the source's episodes, a segment of a recorder's spool, the store has: their metadata name spool and segment. A spool
-    sends its segments in order, so that the newest of its episodes say which was the last."""
+    """Return how many episodes of the source, a segment of a recorder's spool, the store has.
+
+    The metadata of its episodes name spool and segment. A spool sends its segments in order: its newest episodes are of the last segment.
+    """
     if not len(source):
         return 0
     recorder, segment = (source.episode_metadata(0).get(key) for key in ("recorder", "segment"))
@@ -195,7 +200,7 @@ def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
 
 
 def _finish(job: WorkerJob[ImportSpec], how: str, skipped: list[Skipped]) -> str:
-    """Report the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
+    """Report the dataset and the skipped episodes. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     info |= {"skipped": [vars(episode) for episode in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
     for episode in skipped[:SHOWN]:

@@ -1,4 +1,4 @@
-"""The job that a worker was started for, as the function that runs its kind sees it."""
+"""The job of a worker, in the form that the function for its kind receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offrld.state.run_folder import RunFolder
 from offrld.worker.control import Control
 from offrld.worker.report import Reporter
 
-SpecOf = TypeVar("SpecOf", bound=JobSpec, covariant=True)  # the kind of job that a function runs
+SpecOf = TypeVar("SpecOf", bound=JobSpec, covariant=True)  # specification of the kind of job that a function runs
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class WorkerJob(Generic[SpecOf]):
 
     Attributes:
         id, attempt: of the job; attempts count from 1.
-        spec: what was submitted.
+        spec: the submitted specification.
         snapshot: the dataset snapshot that the job has pinned, as text; None for kinds that pin none.
         import_roots: folders of this machine below which an import may read.
         state, run: the daemon's state folder and the job's run folder.
-        control, report: the two directions of the conversation with the daemon.
-        keep_checkpoints: of evaluations, beside the last and each seed's best; 0: all.
-        started: `time.perf_counter` when the process began to run.
+        control, report: messages from and to the daemon.
+        keep_checkpoints: number of evaluation checkpoints to keep, beside the last and each seed's best; 0: all.
+        started: `time.perf_counter` at the start of the process.
     """
 
     id: str

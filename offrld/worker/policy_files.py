@@ -1,4 +1,4 @@
-"""Policy files of a train job: exported from the learner, evaluated by running the very file, with what is known about them inside."""
+"""Policy files of a train job: export them from the learner, evaluate them by running the file, and write the results into it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ class PolicyFiles:
     """Exports and evaluates policies of one learner. The graph is traced once for all seeds and steps."""
 
     def __init__(self, learner: Learner, run: RunFolder, *, step: Callable[[], int] | None = None, **about: Any) -> None:
-        """``step``: what names a file made now, by default the learner's updates; ``about``: the arguments of `LearnerExporter`."""
+        """
+        Args:
+            step: return the number that names a file made now; by default the number of updates.
+            about: arguments of `LearnerExporter`.
+        """
         self._learner, self._run, self._step = learner, run, step or (lambda: learner.step)
         self._exporter = LearnerExporter(learner, **about)
 
     def export(self, seed: int, format: str = "onnx") -> Path:
-        """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
+        """Write the policy of a seed at the current step as ``onnx`` or ``torchscript``; return its path."""
         path = self._run.policy(seed, self._step(), format)
         self._exporter.write(path, seed, format)
         return path
 
     def check(self) -> None:
-        """Raise `CheckFailed` where the policy, as it is now, cannot be exported; a later export takes what was traced for it."""
+        """Raise `CheckFailed` if the current policy cannot be exported. A later export reuses the trace."""
         self._exporter.check()
 
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
-        """Export the policy of a seed, run the file in an environment, and put the results into it.
+        """Export the policy of a seed, run the file in an environment, and write the results into the file.
 
-        Raises `Stopped` between two episodes, and the errors of `rollout.evaluate`: the file is there then, without results.
+        Raises `Stopped` between two episodes, and the errors of `rollout.evaluate`; after those the file exists without results.
         """
         trial = self._run.seed(seed) / ".evaluating.onnx"
         try:

@@ -1,7 +1,7 @@
 """Events of a worker: one JSON object per line, first into the run folder's ``events.jsonl``, then to the daemon.
 
-The file is the record (an executor without a pipe reads it), the pipe is the fast way. Signs of life go by the pipe only.
-Numbers are finite or null, because JSON knows nothing else.
+The file is the record, also for an executor without a pipe; the pipe is faster. Signs of life go only through the pipe. Numbers are finite
+or null, because JSON has no others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from typing import Any
 
 from offrld.json_safe import json_safe
 
-ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes; most readers of a job's log have no use for it
-PROGRESS_S = 1.0  # least time between two progress lines that are not forced
+ENGINE = (
+    "feed: ",
+    "linear layers: ",
+    "runner: ",
+)  # prefixes of lines about the engine, which most readers of a log do not need
+PROGRESS_S = 1.0  # least time between two unforced progress lines
 
 
 class Reporter:
@@ -45,9 +49,9 @@ class Reporter:
         metrics: dict[str, dict[int, float]] | None = None,
         force: bool = False,
     ) -> bool:
-        """Report the progress of the job, at most once in `PROGRESS_S` unless forced; return whether a line was written.
+        """Report the job's progress, at most once per `PROGRESS_S` unless forced; return whether a line was written.
 
-        ``metrics``: name -> seed -> latest value; values that are not finite are left out (the protocol's metrics are numbers).
+        ``metrics``: name -> seed -> latest value; values that are not finite are left out, because the protocol's metrics are numbers.
         """
         self._busy = ""
         now = time.monotonic()
@@ -74,11 +78,11 @@ class Reporter:
         self.alive()
 
     def alive(self) -> None:
-        """Send a sign of life, with what the job is busy with and its peak memory on a card."""
-        self._tell({"type": "alive", "busy": self._busy, "device_bytes": device_peak_bytes()})
+        """Send a sign of life, with the job's current activity and its peak memory on the cards."""
+        self._send_message({"type": "alive", "busy": self._busy, "device_bytes": device_peak_bytes()})
 
     def learner(self, text: str) -> None:
-        """Take a line of a learner: a `message`, or how it computes, which goes into the run folder's ``engine.log``."""
+        """Report a line of a learner: as a `message`, or in the run folder's ``engine.log`` if it is about how the engine computes."""
         if self._engine is None or not text.startswith(ENGINE):
             self.message(text)
             return
@@ -86,17 +90,17 @@ class Reporter:
             file.write(" ".join(text.split()) + "\n")
 
     def message(self, text: str) -> None:
-        """One line for the reader of the job's events, and for its log."""
+        """Write one line into the job's events and its log."""
         text = " ".join(text.split())
         print(text, file=sys.stderr, flush=True)
         self._write("message", message=text)
 
     def dataset(self, info: dict[str, Any]) -> None:
-        """A dataset is durable under its name; ``info`` has the fields of the wire's DatasetInfo."""
+        """Report that a dataset is durable under its name; ``info`` has the fields of the wire's DatasetInfo."""
         self._write("dataset", dataset=info)
 
     def end(self, state: str, error: dict[str, str] | None = None, reason: str = "") -> None:
-        """Write the last line; ``reason``: the remark on a success. A second call does nothing."""
+        """Write the last line; ``reason``: the remark for a success. A second call does nothing."""
         self._write("end", last=True, state=state, error=error, **({"reason": reason} if reason else {}))
 
     def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
@@ -111,11 +115,11 @@ class Reporter:
                     if last:
                         os.fsync(self._file)
             except OSError:
-                if not last:  # a full disk ends the job, but the daemon must hear of the end
+                if not last:  # a full disk ends the job, but the end must reach the daemon
                     raise
             self._send(line)
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send_message(self, message: dict[str, Any]) -> None:
         with self._lock:
             if not self._ended:
                 self._send(json.dumps(message) + "\n")
@@ -126,15 +130,15 @@ class Reporter:
 
 
 def device_peak_bytes() -> int:
-    """The most memory that torch has held on the cards of this process so far; 0 where it has used none."""
-    torch = sys.modules.get("torch")  # loaded by the kinds of job that need it; never here
+    """Return the peak memory that torch has held on the cards of this process; 0 if it has used none."""
+    torch = sys.modules.get("torch")  # only the kinds of job that need torch load it
     if torch is None or not torch.cuda.is_initialized():
         return 0
     return sum(torch.cuda.max_memory_reserved(number) for number in range(torch.cuda.device_count()))
 
 
 def _open_lines(path: Path) -> int:
-    """A descriptor that appends to a file of lines; a line that a crash cut short is closed first."""
+    """Open a file of lines for appending; first complete a line that a crash cut short. Return the descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":

@@ -14,15 +14,15 @@ from offrld.worker import inherited
 from offrld.worker.job import WorkerJob
 from offrld.worker.training_job import Means, Stepper, TrainingJob
 
-ROWS = 100  # of metrics over a run, at least
-MOST_ROWS_APART = 1000  # updates between two rows of the training metrics, at most
-VALIDATIONS = 10  # over a run, unless --eval-every says
+ROWS = 100  # least number of metric rows over a run
+MOST_ROWS_APART = 1000  # most updates between two rows of the training metrics
+VALIDATIONS = 10  # number over a run, unless --eval-every is set
 
 
 def run(job: WorkerJob[TrainSpec]) -> str:
-    """Train, from the newest checkpoint if there is one; what a success comes with, or "".
+    """Train, from the newest checkpoint if there is one; return the remark for a success, or "".
 
-    Raises `OffrlError`, or `Stopped` with a checkpoint made.
+    Raises `OffrlError`, or `Stopped` after it has written a checkpoint.
     """
     return TrainingJob(job, DatasetStepper(job)).run()
 
@@ -68,7 +68,7 @@ class DatasetStepper(Stepper):
         self.early_stop, self.early_stop_delta = spec.early_stop, spec.early_stop_delta
 
     def _runner(self) -> str:
-        """The runner of an earlier attempt if there was one, so that the resumed run computes the same numbers."""
+        """Return the runner of an earlier attempt if there was one, so that the resumed run computes the same numbers."""
         run = self._job.run
         if self._spec.runner == "auto" and run.checkpoint_steps() and run.spec.exists():
             return json.loads(run.spec.read_text()).get("run", {}).get("runner", "auto")
@@ -88,7 +88,7 @@ class DatasetStepper(Stepper):
         return self.learner.metrics()
 
     def validate(self) -> Means:
-        """The losses, and how near the policies are to the actions, on held-out episodes."""
+        """Return the losses on held-out episodes, and how well the policies match the actions there."""
         if not self.learner.algorithm.has_policy:
             return self.learner.validate()
         from offrld.evaluate.offline import evaluate_offline  # not needed before the first validation

@@ -1,10 +1,10 @@
-"""A train-online job: updates on what the policy itself collects, which stays as a dataset, across pauses and crashes.
+"""A train-online job: updates on steps that the policy itself collects into a dataset, across pauses and crashes.
 
-Rows of metrics, checkpoints and policies are numbered by steps of the environment. A resumed job continues from the step of its checkpoint,
-or of its dataset if that holds more steps: the updates that belong to them are made first.
+Rows of metrics, checkpoints and policies are numbered by steps of the environment. A resumed job continues from the step of its checkpoint.
+If its dataset holds more steps, it first makes the updates that belong to them.
 
-An algorithm that learns from its own rollouts (ppo) can stop only between two of them, so its intervals are rounded up to whole rollouts.
-It continues from its checkpoint, and keeps what it plays if a dataset is named.
+An algorithm that learns from its own rollouts (ppo) can stop only between two rollouts, so its intervals are rounded up to whole rollouts.
+It continues from its checkpoint, and keeps its steps if the job names a dataset.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps, wr
 from offrld.worker.job import WorkerJob
 from offrld.worker.training_job import Means, Stepper, TrainingJob
 
-ROWS = 100  # of metrics over a run, at least
-MOST_ROWS_APART = 10_000  # steps between two rows of the training metrics, at most
-EVALUATIONS = 10  # over a run, unless --eval-every says
-CATCH_UP = 100  # updates between two looks at the control pipe
+ROWS = 100  # least number of metric rows over a run
+MOST_ROWS_APART = 10_000  # most steps between two rows of the training metrics
+EVALUATIONS = 10  # number over a run, unless --eval-every is set
+CATCH_UP = 100  # number of updates between two checks of the control messages
 
 
 def run(job: WorkerJob[TrainOnlineSpec]) -> str:
-    """Train, from the newest checkpoint if there is one. Raises `OffrlError`, or `Stopped` with a checkpoint made."""
+    """Train, from the newest checkpoint if there is one. Raises `OffrlError`, or `Stopped` after it has written a checkpoint."""
     data = None if job.spec.dataset is None else StepsDataset(job, job.spec.dataset)
     try:
         stepper = EnvironmentStepper(job, data)
@@ -78,7 +78,7 @@ class EnvironmentStepper(Stepper):
             log=job.report.learner,
         )
         self._offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
-        self._behind = 0  # updates that belong to steps of the dataset and were lost with an earlier attempt
+        self._behind = 0  # updates for steps in the dataset that were lost with an earlier attempt
         self._collected = 0  # steps of earlier attempts in the dataset
         fresh = data is not None and not data.path.exists()
         self._on_policy = algorithm.plays
@@ -128,7 +128,7 @@ class EnvironmentStepper(Stepper):
         }
 
     def whole(self, steps: int) -> int:
-        """Steps as whole rounds of training, at least one."""
+        """Round steps up to whole rounds of training."""
         return -(-steps // self._training.round_steps) * self._training.round_steps
 
     # ------------------------------------------------------------------------------------------------------------ the loop
@@ -172,7 +172,7 @@ class EnvironmentStepper(Stepper):
         return self._training.take_metrics()
 
     def play(self) -> Sequence[float] | None:
-        """With random or sampled actions the learner itself plays: a policy file holds the greedy policy."""
+        """Play with random or sampled actions, if the job evaluates so: a policy file holds only the greedy policy."""
         spec = self._spec
         if spec.eval_epsilon == 0 and not spec.eval_sample:
             return None
@@ -198,7 +198,7 @@ class EnvironmentStepper(Stepper):
         writer.keep(data.keep(writer.store))
         collector.sync()
         data.save(writer.store, whole_steps(collector))
-        data.tell(writer.store, last=last)
+        data.report(writer.store, last=last)
 
     def stopped(self, *, cancelled: bool) -> None:
         if cancelled:
@@ -208,7 +208,7 @@ class EnvironmentStepper(Stepper):
 
     def after_block(self) -> None:
         if self._data is not None:
-            self._data.tell(writer_of(self._training.collector).store)
+            self._data.report(writer_of(self._training.collector).store)
 
     def describe(self) -> dict[str, Any]:
         return {"snapshot": None if self._offline is None else str(self._offline.snapshot()), "env_id": self._spec.env}
@@ -219,7 +219,7 @@ class EnvironmentStepper(Stepper):
         return [f"{counted(self.step, 'step')}, {counted(self.learner.step, 'update')}", few]
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the training and the environments."""
         self._training.close()
         calls.close(self._env, self._spec.env)
         if self._eval_env is not None and self._spec.eval_env is not None:

@@ -1,8 +1,8 @@
 """The skeleton of every job that trains: blocks of steps, and between them metrics, checkpoints and evaluations at fixed steps.
 
-A `Stepper` trains; `TrainingJob` decides when it stops for what. What is computed depends on the step number alone, never on time: a job
-that was paused or killed and resumed writes the same metric rows and the same final state as one that was not. Time only decides how large
-the blocks are, and when a checkpoint beyond the fixed ones is made.
+A `Stepper` trains; `TrainingJob` decides when training pauses for metrics, checkpoints and evaluations. The results depend only on the step
+number, never on time: a job that was paused or killed and then resumed writes the same metric rows and the same final state as one that was
+not. Time only determines the size of the blocks and additional checkpoints.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from offrld.worker.job import WorkerJob
 from offrld.worker.pace import Pace
 from offrld.worker.versions import installed
 
-if TYPE_CHECKING:  # it loads onnx, which no job needs before its first export
+if TYPE_CHECKING:  # it loads onnx, which a job needs only for its first export
     from offrld.worker.policy_files import PolicyFiles
 
 Means = dict[str, dict[int, float]]  # name of a metric -> seed -> value
 
 
 class Stepper(ABC):
-    """What trains: on a dataset, or in an environment. A stepper overrides the hooks that it needs.
+    """Trains on a dataset or in an environment. A subclass overrides the hooks that it needs.
 
     Attributes:
-        learner: trained here.
-        steps: step at which training ends.
+        learner: the learner to train.
+        steps: the step at which training ends.
         interval: steps between two rows of the training metrics.
         eval_every: steps between two evaluations; None: only the last step is one.
-        validate_every: steps between two looks at held-out episodes; None: there are none.
-        early_stop, early_stop_delta: end after this many evaluations in a row whose return was not better by more than the delta.
+        validate_every: steps between two validations on held-out episodes; None: no validation.
+        early_stop, early_stop_delta: end after this many evaluations in a row whose return did not improve by more than the delta.
     """
 
     learner: Learner
@@ -59,60 +59,60 @@ class Stepper(ABC):
     @property
     @abstractmethod
     def step(self) -> int:
-        """The present step, which numbers rows, checkpoints and policies."""
+        """The current step, which numbers rows, checkpoints and policies."""
 
     def whole(self, steps: int) -> int:
-        """``steps`` rounded up to where training may stop."""
+        """Round ``steps`` up to a step at which training can stop."""
         return steps
 
     @abstractmethod
     def resume(self, *, restored: bool) -> str:
-        """Continue from where an earlier attempt came; a message about it, or "".
+        """Continue an earlier attempt; return a message about it, or "".
 
         ``restored``: the learner has the state of the run's newest checkpoint.
         """
 
     def catch_up(self) -> None:
-        """Train what a resumed job is behind."""
+        """Make the updates that a resumed job has lost."""
 
     @abstractmethod
     def advance(self, count: int) -> None:
         """Train ``count`` steps."""
 
     def settle(self) -> None:
-        """Training has come to its last step: complete what is open, before the last metrics are taken."""
+        """Complete open episodes after the last step, before the last metrics are read."""
 
     @abstractmethod
     def take_metrics(self) -> Means:
-        """Means since the last call."""
+        """Return the mean of each metric since the last call."""
 
     def validate(self) -> Means:
-        """Metrics on held-out episodes."""
+        """Return metrics on held-out episodes."""
         return {}
 
     def play(self) -> Sequence[float] | None:
-        """Returns of evaluation episodes that the policy file cannot play itself; None: it can."""
+        """Play evaluation episodes that the policy file cannot play, and return their returns; None: the file can play them."""
         return None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the learner, JSON."""
+        """Return JSON that a checkpoint keeps beside the learner."""
         return {}
 
     def record(self, *, last: bool = False) -> None:
-        """Make durable what belongs to the next checkpoint. ``last``: nothing more follows in this attempt."""
+        """Make durable the data that belong to the next checkpoint. ``last``: this attempt records nothing more."""
 
     def stopped(self, *, cancelled: bool) -> None:
-        """The job must stop: complete the data of the step that was made last, or discard it if the job is cancelled."""
+        """Complete the data of the last step because the job must stop, or discard them if it is cancelled."""
 
     def after_block(self) -> None:
-        """Report what has grown."""
+        """Report a dataset that has grown."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """``snapshot`` of the dataset and ``env_id`` for the run's record."""
+        """Return the dataset's ``snapshot`` and the ``env_id`` for the run's record."""
 
     def result(self) -> list[str]:
-        """What a success comes with."""
+        """Return the parts of the remark for a success."""
         return []
 
 
@@ -138,9 +138,9 @@ class TrainingJob:
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def run(self) -> str:
-        """Train to the end, from the newest checkpoint if there is one; what a success comes with, or "".
+        """Train to the end, from the newest checkpoint if there is one; return the remark for a success, or "".
 
-        Raises `OffrlError`, or `Stopped` with a checkpoint made.
+        Raises `OffrlError`, or `Stopped` after it has written a checkpoint.
         """
         job, stepper = self.job, self.stepper
         if resumed := stepper.resume(restored=self.checkpoints.restore(job.report.message)):
@@ -150,7 +150,7 @@ class TrainingJob:
         if self.learner.runner == "compile":
             job.report.message("compiling the update: the first one may take a minute")
         try:
-            self._begin()
+            self._prepare()
             first = True
             while stepper.step < stepper.steps and not self._stalled():
                 job.control.check()
@@ -177,19 +177,19 @@ class TrainingJob:
         diverged = [f"{trouble}, the other seeds are done" for trouble in self.learner.guard.stopped.values()]
         return "; ".join(filter(None, [*early, *stepper.result(), *diverged, self.evaluations.note()]))
 
-    def _begin(self) -> None:
-        """Everything before the first block: check the export, catch up, make an evaluation that an earlier attempt did not come to."""
+    def _prepare(self) -> None:
+        """Prepare the first block: check the export, catch up, and make an evaluation that an earlier attempt did not reach."""
         busy = "compiling" if self.learner.runner != "eager" else "loading"
         self.job.report.busy(busy)
         if self.learner.algorithm.has_policy:
-            self._policy_files().check()  # a policy that cannot be exported is known now rather than after hours
+            self._policy_files().check()  # fail now, not after hours, if the policy cannot be exported
         self.stepper.catch_up()
         if self.stepper.step > 0:
             self._evaluate()
         self.job.report.busy(busy)  # until the first block is done
 
     def _stalled(self) -> bool:
-        """Whether no running seed has had a better return in the last ``early_stop`` evaluations."""
+        """Return whether no running seed has improved its return in the last ``early_stop`` evaluations."""
         stepper = self.stepper
         if stepper.early_stop is None or not self._is_evaluation(stepper.step):
             return False
@@ -203,13 +203,13 @@ class TrainingJob:
         return f"{self.stepper.early_stop} evaluations in a row without a mean return that was better{delta}"
 
     def _next_stop(self) -> int:
-        """The next step after which something other than training follows."""
+        """Return the next step at which training pauses for something else."""
         stepper = self.stepper
         intervals = [every for every in (stepper.interval, stepper.eval_every, stepper.validate_every) if every is not None]
         return min(stepper.steps, *((stepper.step // every + 1) * every for every in intervals))
 
     def _at_step(self) -> None:
-        """Everything that follows the present step."""
+        """Do what is due at the current step: metrics, validation, checkpoint, evaluation."""
         stepper = self.stepper
         step = stepper.step
         last = step == stepper.steps
@@ -227,17 +227,17 @@ class TrainingJob:
             if not last:
                 self._evaluate()
         elif self.checkpoints.due_in_s < 0 and (row or self.checkpoints.due_in_s < -self.pace.seconds(self._next_stop() - step)):
-            # At a row the state was just found to be finite; a late checkpoint waits for the row unless that is far away.
+            # At a row the state was just checked to be finite; a late checkpoint waits for the next row unless that is far away.
             self._save()
         stepper.after_block()
 
     def _finish(self) -> None:
-        """Training is over: evaluate, and export the policies of all running seeds."""
+        """After the last step, evaluate and export the policies of all running seeds."""
         self._progress(force=True)
         self._evaluate()
         if self.learner.algorithm.has_policy:
             for seed in self.learner.guard.running:
-                if not self.job.run.policy(seed, self.stepper.step).exists():  # nothing was evaluated
+                if not self.job.run.policy(seed, self.stepper.step).exists():  # the job has no evaluation
                     self._policy_files().export(seed)
                 self.job.control.check()
         self.checkpoints.finish()
@@ -250,7 +250,7 @@ class TrainingJob:
         return step > 0 and (step == self.stepper.steps or (every is not None and step % every == 0))
 
     def _evaluate(self) -> None:
-        """Evaluate the policies at the present step, unless none is due or all are done; the checkpoint of this step exists."""
+        """Evaluate the policies at the current step, if an evaluation is due and not yet done; the checkpoint of the step exists."""
         step, spec = self.stepper.step, self.spec
         due = self.evaluations.due(step, self.learner.guard.running)
         if spec.eval_env is None or not self._is_evaluation(step) or not due or self.evaluations.given_up:
@@ -258,7 +258,7 @@ class TrainingJob:
         results: dict[int, tuple[float, float]] = {}
         errors = {}
         for seed in due:
-            self._progress(force=seed == due[0])  # an evaluation may take long
+            self._progress(force=seed == due[0])  # an evaluation may take a long time
             try:
                 with self.evaluations.running():
                     results[seed] = self._returns(seed)
@@ -281,7 +281,7 @@ class TrainingJob:
             self._progress(force=True)
 
     def _returns(self, seed: int) -> tuple[float, float]:
-        """Mean and standard deviation of the returns of a seed's policy, by the stepper's own play or by the policy file itself."""
+        """Return mean and standard deviation of the returns of a seed's policy, played by the stepper or by the policy file."""
         spec = self.spec
         if (returns := self.stepper.play()) is not None:
             return float(np.mean(returns)), float(np.std(returns))
@@ -290,12 +290,12 @@ class TrainingJob:
         return evaluation.return_mean, evaluation.return_std
 
     def _of_running(self, metrics: Means) -> Means:
-        """The metrics without those of seeds that have diverged."""
+        """Return the metrics without those of seeds that have diverged."""
         running = set(self.learner.guard.running)
         return {name: {seed: value for seed, value in values.items() if seed in running} for name, values in metrics.items()}
 
     def _guard(self, means: Means) -> None:
-        """Warn of values that run away; raise `Diverged` once no seed is in order."""
+        """Warn of values that explode; raise `Diverged` once every seed has diverged."""
         warnings, stops = self.learner.guard.check(self.stepper.step, means)
         for trouble in warnings:
             self.job.report.message(f"warning: {trouble}; {HELP}")
@@ -306,7 +306,7 @@ class TrainingJob:
         before = [step for step in self.job.run.checkpoint_steps() if step <= trouble.good]
         good = f"the checkpoint at step {before[-1]}, from before that, is kept; " if before else ""
         if self.learner.guard.running:
-            self.job.report.message(f"{trouble}: the other seeds go on; {good}{HELP}")
+            self.job.report.message(f"{trouble}: the other seeds continue; {good}{HELP}")
             return
         self._progress(force=True)
         raise Diverged(str(trouble), hint=f"{good}{HELP}")
@@ -337,7 +337,7 @@ class TrainingJob:
         return self._policies
 
     def _describe(self) -> None:
-        """Write what it takes to repeat the run."""
+        """Write the settings and versions that repeat the run."""
         job, learner = self.job, self.learner
         write_json(job.run.config, settings.as_flat(learner.config))
         write_json(

@@ -1,4 +1,4 @@
-"""The versions of everything that a run used."""
+"""The versions of the packages that a run used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from importlib import metadata
 
 
 def installed() -> dict[str, str]:
-    """Distribution name -> version of all that is installed, with Python itself."""
-    found = {"python": platform.python_version()}
+    """Map distribution name -> version of everything that is installed, with Python itself."""
+    versions = {"python": platform.python_version()}
     for distribution in metadata.distributions():
         name = distribution.name
         if name:
-            found.setdefault(name.lower(), distribution.version)
-    return dict(sorted(found.items()))
+            versions.setdefault(name.lower(), distribution.version)
+    return dict(sorted(versions.items()))

@@ -70,4 +70,4 @@ def test_training_succeeds_without_the_evaluations_that_end_the_process(own_daem
     with offrl.Client(own_daemon.start().url) as client:
         info = submitted(client).wait(100)
         assert (info.state, info.attempt, info.step) == ("succeeded", 3, 20)
-        assert info.reason == "2 evaluations, the last at step 20 failed: the process ended in 2 evaluations, one after the other"
+        assert info.reason == "2 evaluations, the last at step 20 failed: the process ended in 2 evaluations in a row"

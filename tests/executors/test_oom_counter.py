@@ -39,6 +39,6 @@ def test_a_kill_is_seen_once(tree: str, tmp_path: Path) -> None:
     assert not counter.grown()
 
 
-def test_a_machine_without_counters_tells_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_counters_reports_no_kill(tmp_path: Path) -> None:
     assert not OomCounter(42, tmp_path).grown()
     assert not OomCounter(os.getpid()).grown()

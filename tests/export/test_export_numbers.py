@@ -1,4 +1,4 @@
-"""Numbers that float32 does not hold, and fields of any name, from the store to what onnxruntime answers."""
+"""Numbers that float32 does not hold, and fields of any name, from the store to the actions of onnxruntime."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ EXTREME = {
 
 @pytest.mark.parametrize("scaler", ["standard", "min_max"])
 @pytest.mark.parametrize("kind", WIDE)
-def test_what_float32_does_not_hold_is_centred_before_it_is_narrowed(kind, scaler, tmp_path):
+def test_numbers_that_float32_does_not_hold_are_centred_before_they_are_narrowed(kind, scaler, tmp_path):
     dtype, values = WIDE[kind]
     store = filled(tmp_path / "store", Field(dtype, (2,)), lambda random, n: values(random, n).astype(dtype))
     learner = offrld.train("bc", store, steps=3, config={**SMALL, "observation_scaler.type": scaler}, threads=1)
     seen = store.episodes[0].observation
     shift = int(seen.min()) if dtype != "float64" else seen.min()
     centred = np.array([[float(int(x) - shift) if dtype != "float64" else x - shift for x in row] for row in seen])
-    # The same run on numbers without the offset gives the same actions: only the mean differs, which the scaler takes away.
+    # The same run on numbers without the offset gives the same actions: only the mean differs, which the scaler subtracts.
     plain = filled(tmp_path / "plain", Field("float64", (2,)), lambda random, n: _less(values(random, n).astype(dtype), shift))
     other = offrld.train("bc", plain, steps=3, config={**SMALL, "observation_scaler.type": scaler}, threads=1)
     expected = other.predict(centred)
@@ -82,21 +82,21 @@ def _less(values, shift):
 
 
 @pytest.mark.parametrize("kind", WIDE)
-def test_without_a_scaler_what_varies_is_refused_rather_than_lost(kind, tmp_path):
+def test_without_a_scaler_numbers_that_would_lose_their_variation_are_refused(kind, tmp_path):
     dtype, values = WIDE[kind]
     store = filled(tmp_path / "store", Field(dtype, (2,)), lambda random, n: values(random, n).astype(dtype))
     with pytest.raises(InvalidInput, match=r"observation\[\d\] lies between .* what varies is lost.*observation_scaler=standard"):
         offrld.train("bc", store, steps=1, config=SMALL)
 
 
-def test_digits_that_are_lost_in_part_are_warned_of(tmp_path):
+def test_a_warning_names_digits_that_are_partly_lost(tmp_path):
     store = filled(tmp_path / "store", Field("float64", (2,)), lambda random, n: 3e5 + random.uniform(-2, 2, (n, 2)))
-    said = []
-    offrld.train("bc", store, steps=1, config=SMALL, log=said.append)
-    assert any("digits are lost; --set observation_scaler=standard" in line for line in said)
-    usual, said = filled(tmp_path / "usual", Field("float64", (2,)), lambda random, n: random.uniform(-2, 2, (n, 2))), []
-    offrld.train("bc", usual, steps=1, config=SMALL, log=said.append)
-    assert not any("digits" in line for line in said)
+    lines = []
+    offrld.train("bc", store, steps=1, config=SMALL, log=lines.append)
+    assert any("digits are lost; --set observation_scaler=standard" in line for line in lines)
+    usual, lines = filled(tmp_path / "usual", Field("float64", (2,)), lambda random, n: random.uniform(-2, 2, (n, 2))), []
+    offrld.train("bc", usual, steps=1, config=SMALL, log=lines.append)
+    assert not any("digits" in line for line in lines)
 
 
 def test_rewards_that_float32_does_not_hold_are_scaled_first(tmp_path):
@@ -129,7 +129,7 @@ def test_the_check_of_an_export_stays_within_the_dtype(kind, tmp_path):
     np.testing.assert_allclose(policy.predict(seen), learner.predict(seen), atol=1e-5)
 
 
-def test_a_network_that_overflows_on_its_data_is_not_said_to_have_diverged(tmp_path):
+def test_a_network_that_overflows_on_its_data_is_not_reported_as_diverged(tmp_path):
     store = filled(tmp_path / "store", Field("float32", (2,)), lambda random, n: (random.uniform(2, 3, (n, 2)) * 1e38).astype("float32"))
     learner = offrld.build("bc", store, config={**SMALL, "encoder.units": [64, 64]})
     for value in learner.state.params.values():
@@ -141,7 +141,7 @@ def test_a_network_that_overflows_on_its_data_is_not_said_to_have_diverged(tmp_p
     assert not (tmp_path / "policy.onnx").exists()
 
 
-def test_a_network_with_nan_parameters_is_said_to_have_diverged(tmp_path):
+def test_a_network_with_nan_parameters_is_reported_as_diverged(tmp_path):
     store = filled(tmp_path / "store", Field("float32", (2,)), lambda random, n: random.uniform(-1, 1, (n, 2)).astype("float32"))
     learner = offrld.build("bc", store, config=SMALL)
     next(iter(learner.state.params.values())).fill_(float("nan"))
@@ -149,7 +149,7 @@ def test_a_network_with_nan_parameters_is_said_to_have_diverged(tmp_path):
         learner.check_export()
 
 
-def test_whole_actions_come_out_whole(tmp_path):
+def test_whole_actions_stay_whole(tmp_path):
     action = Field("int64", (2,), low=[0, -5], high=[10, 5])
     store = filled(
         tmp_path / "store",
@@ -169,7 +169,7 @@ def test_whole_actions_come_out_whole(tmp_path):
 
 
 @pytest.mark.parametrize("value", [300, -1, 1.5])
-def test_an_observation_that_does_not_fit_the_dtype_is_refused_rather_than_wrapped(value, tmp_path):
+def test_an_observation_that_does_not_fit_the_dtype_is_refused_not_wrapped(value, tmp_path):
     store = filled(tmp_path / "store", Field("uint8", (2,)), lambda random, n: random.integers(0, 255, (n, 2)).astype("uint8"))
     learner = offrld.build("bc", store, config=SMALL)
     with pytest.raises(InvalidInput, match=rf"observation has the value {value}\S*, which does not fit uint8"):
@@ -222,7 +222,7 @@ def test_fields_of_any_name_are_trained_exported_and_served(algorithm, tmp_path)
     assert np.array_equal(offrld.load(tmp_path / "run.safetensors").predict(seen), learner.predict(seen))
 
 
-def test_a_camera_of_a_dotted_name_is_exported(tmp_path):
+def test_a_camera_with_a_dotted_name_is_exported(tmp_path):
     fields = {"observation.images.front": Field("uint8", (3, 12, 16)), "observation.state": Field("float32", (4,))}
     draw = lambda random, n: {  # noqa: E731
         "observation.images.front": random.integers(0, 256, (n, 3, 12, 16)).astype("uint8"),
@@ -234,7 +234,7 @@ def test_a_camera_of_a_dotted_name_is_exported(tmp_path):
     np.testing.assert_allclose(policy.predict(seen), learner.predict(seen), atol=1e-5)
 
 
-def test_a_single_field_called_as_the_output_is_exported(tmp_path):
+def test_a_single_field_with_the_name_of_the_output_is_exported(tmp_path):
     store = filled(tmp_path / "store", {"action": Field("float32", (2,))}, lambda random, n: {"action": _floats(random, n)})
     learner = offrld.train("bc", store, steps=2, config=SMALL, threads=1)
     policy = Policy(learner.export(tmp_path / "policy.onnx"))
@@ -243,14 +243,14 @@ def test_a_single_field_called_as_the_output_is_exported(tmp_path):
     np.testing.assert_allclose(policy.act({"action": row}), policy.act(row))
 
 
-def test_names_of_inputs_can_be_turned_back():
+def test_names_of_inputs_map_back_to_fields():
     names = input_names([*NAMES, "observation.observation.action"])
     assert len(set(names.values())) == len(names)
     assert names["observation"] == "observation"
     assert not {"action", "reward", "self"} & set(names.values())
 
 
-def test_a_name_that_the_trace_also_makes_up_is_the_field_s(tmp_path):
+def test_a_field_keeps_its_name_if_the_trace_generates_the_same_name(tmp_path):
     fields = {"a": Field("float32", (2,)), "b": Field("float32", (2,))}
     store = filled(tmp_path / "store", fields, lambda random, n: {name: _floats(random, n) for name in fields})
     learner = offrld.train("bc", store, steps=1, config=SMALL, threads=1)

@@ -1,4 +1,4 @@
-"""Policies of images, of several observation fields and of stacked frames: from a store to what onnxruntime does on a robot."""
+"""Policies of images, of several observation fields and of stacked frames: from a store to the actions of onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENCODERS = {
 
 
 def filled(path, observation, action):
-    """Random episodes of the given fields, of uint8 where a field is an image."""
+    """Write random episodes of these fields; images are uint8."""
     noise = np.random.default_rng(0)
 
     def rows(field, count):
@@ -51,7 +51,7 @@ KINDS = {
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_file_acts_as_the_network_does_on_whatever_is_observed(name, kind, frames, tmp_path):
+def test_the_file_acts_like_the_network_on_every_kind_of_observation(name, kind, frames, tmp_path):
     algorithm = get(name)
     store = filled(tmp_path / "store", KINDS[kind], DISCRETE if algorithm.actions == "discrete" else CONTINUOUS)
     images = "vectors" not in kind
@@ -67,13 +67,13 @@ def test_the_file_acts_as_the_network_does_on_whatever_is_observed(name, kind, f
     fields = episode if isinstance(episode, dict) else {"observation": episode}
     for t in range(6):
         now = {n: rows[t] for n, rows in fields.items()}
-        given = now if isinstance(episode, dict) else now["observation"]
+        observation = now if isinstance(episode, dict) else now["observation"]
         stacked = {n: torch.from_numpy(_stack(rows, t, frames))[None] for n, rows in fields.items()}
         expected = module(**stacked) if isinstance(episode, dict) else module(stacked["observation"])
-        np.testing.assert_allclose(policy.act(given), expected[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(policy.act(observation), expected[0].numpy(), atol=1e-4)
 
 
 def _stack(rows, t, frames):
-    """The last frames up to time t along the first axis, zeros before the episode."""
+    """Join the last frames up to time t along the first axis, with zeros before the episode."""
     parts = [rows[i] if i >= 0 else np.zeros_like(rows[0]) for i in range(t - frames + 1, t + 1)]
     return np.array(rows[t]) if frames == 1 else np.concatenate([np.atleast_1d(part) for part in parts])

@@ -1,4 +1,4 @@
-"""Nearness of a policy to held-out actions, against sums written out."""
+"""How well a policy matches held-out actions, against sums written out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from offrld.evaluate import offline
 
 def episodes(discrete: bool) -> list[Episode]:
     rng = np.random.default_rng(0)
-    made = []
+    result = []
     for steps, final, terminated in ((30, True, False), (7, False, True), (12, False, False), (offline.BATCH + 5, True, True)):
         action = rng.integers(0, 3, steps) if discrete else rng.uniform(-2, 2, (steps, 2)).astype(np.float32)
         observation = rng.normal(size=(steps + final, 4)).astype(np.float32)
-        made.append(Episode(observation=observation, action=action, reward=np.zeros(steps, np.float32), terminated=terminated))
-    return made
+        result.append(Episode(observation=observation, action=action, reward=np.zeros(steps, np.float32), terminated=terminated))
+    return result
 
 
 @pytest.fixture(params=[False, True], ids=["continuous", "discrete"])
@@ -37,13 +37,13 @@ def guess(discrete: bool):
     return (lambda o: (o[:, 0] > 0).astype(np.int64)) if discrete else (lambda o: o[:, :2] * 3)
 
 
-def test_metrics_are_means_over_the_transitions_of_the_episodes_given(store):
+def test_metrics_are_means_over_the_transitions_of_the_chosen_episodes(store):
     discrete = store.schema.action.discrete
     values = []
     for episode, transitions in [(episodes(discrete)[n], t) for n, t in ((0, 30), (1, 7), (2, 11), (3, offline.BATCH + 5))]:
-        given = guess(discrete)(episode.observation[:transitions])
-        wanted = np.asarray(episode.action)[:transitions]
-        values.append(given == wanted if discrete else ((given.astype(np.float64) - wanted) ** 2).sum(axis=1))
+        predicted = guess(discrete)(episode.observation[:transitions])
+        recorded = np.asarray(episode.action)[:transitions]
+        values.append(predicted == recorded if discrete else ((predicted.astype(np.float64) - recorded) ** 2).sum(axis=1))
     metric = offline.action_match if discrete else offline.action_error
     for chosen in ([0, 1, 2, 3], [2], [1, 3]):
         assert metric(guess(discrete), store, np.array(chosen)) == pytest.approx(
@@ -52,28 +52,28 @@ def test_metrics_are_means_over_the_transitions_of_the_episodes_given(store):
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_learners_policies_are_measured_by_seed(store, frames):
+def test_each_seed_of_a_learner_is_measured(store, frames):
     discrete = store.schema.action.discrete
     algorithm = get("discrete_bc" if discrete else "td3_bc")
     learner = Learner.create(algorithm, algorithm.configure({"frame_stack": frames}), store, seeds=[0, 5], holdout=0.5)
-    ((name, found),) = offline.evaluate_offline(learner).items()
-    assert name == ("action_match" if discrete else "action_error") and set(found) == {0, 5}
-    for seed, value in found.items():
+    ((name, by_seed),) = offline.evaluate_offline(learner).items()
+    assert name == ("action_match" if discrete else "action_error") and set(by_seed) == {0, 5}
+    for seed, value in by_seed.items():
         module, near = learner.policy(seed), []
         for number in learner.holdout:
             episode = store.episodes[int(number)]
             steps = episode.steps - (episode.final_missing and not episode.terminated)
             seen = np.concatenate([np.zeros_like(episode.observation[: frames - 1]), episode.observation])
             seen = np.concatenate([seen[k : k + steps] for k in range(frames)], axis=1)
-            given = module(torch.from_numpy(seen)).numpy()
-            near.append(given == episode.action[:steps] if discrete else np.square(given - episode.action[:steps]).sum(1))
+            predicted = module(torch.from_numpy(seen)).numpy()
+            near.append(predicted == episode.action[:steps] if discrete else np.square(predicted - episode.action[:steps]).sum(1))
         assert value == pytest.approx(np.concatenate(near).mean(), rel=1e-4)
-    assert found[0] != found[5]
+    assert by_seed[0] != by_seed[5]
     learner.holdout = np.array([], int)
     assert offline.evaluate_offline(learner) == {}
 
 
-def test_actions_of_another_shape_are_named(store):
+def test_actions_of_another_shape_are_refused(store):
     metric = offline.action_match if store.schema.action.discrete else offline.action_error
     with pytest.raises(InvalidInput, match="shape"):
         metric(lambda observation: np.zeros((len(observation), 5)), store, np.array([0]))

@@ -1,4 +1,4 @@
-"""Torch modules become policy files: what is in them, that onnxruntime computes what torch did, and that a wrong export leaves nothing."""
+"""Policy files from torch modules: their content, the agreement of onnxruntime with torch, and that a wrong export leaves nothing."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory):
-    """A module, its policy file, the spec of its observation, whether it is discrete, and the difference that the export found."""
+    """A module, its policy file, the spec of its observation, whether it is discrete, and the difference that the export measured."""
     make, observation, discrete = CASES[request.param]
     module, path = make(), tmp_path_factory.mktemp("export") / "policy.onnx"
     space = {"low": None, "high": None, "n": None, "source": "env:CartPole-v1"}
@@ -138,7 +138,7 @@ def test_file_is_one_valid_onnx_graph_with_the_agreed_names_and_an_open_batch_ax
 
 
 @pytest.mark.parametrize("batch", [1, 3, 200])
-def test_onnxruntime_gives_what_torch_gives(exported, batch):
+def test_onnxruntime_computes_what_torch_does(exported, batch):
     module, path, observation, discrete, difference = exported
     assert 0 <= difference <= 1e-4
     fields = observation if isinstance(observation, dict) else {"observation": observation}
@@ -146,12 +146,12 @@ def test_onnxruntime_gives_what_torch_gives(exported, batch):
     with torch.no_grad():
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         expected = (module(**tensors) if isinstance(observation, dict) else module(tensors["observation"])).numpy()
-    given = Policy(path).predict(arrays if isinstance(observation, dict) else arrays["observation"])
-    assert given.dtype == expected.dtype and given.shape == expected.shape
-    np.testing.assert_allclose(given, expected, atol=0 if discrete else 1e-4, rtol=0)
+    actions = Policy(path).predict(arrays if isinstance(observation, dict) else arrays["observation"])
+    assert actions.dtype == expected.dtype and actions.shape == expected.shape
+    np.testing.assert_allclose(actions, expected, atol=0 if discrete else 1e-4, rtol=0)
 
 
-def test_metadata_is_json_under_our_prefix_and_says_what_the_graph_is(exported):
+def test_metadata_is_json_under_our_prefix_and_describes_the_graph(exported):
     _, path, observation, discrete, difference = exported
     props = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     assert all(key.startswith("offrl.") for key in props)
@@ -164,12 +164,12 @@ def test_metadata_is_json_under_our_prefix_and_says_what_the_graph_is(exported):
     assert props["offrl.versions"]["torch"] == torch.__version__
 
 
-def test_file_names_no_folder_of_the_machine_that_made_it(exported):
+def test_the_file_contains_no_path_of_the_machine_that_made_it(exported):
     data = exported[1].read_bytes()
     assert str(Path.cwd()).encode() not in data and b"site-packages" not in data and Path(__file__).name.encode() not in data
 
 
-def test_annotate_adds_an_evaluation_and_leaves_the_graph(exported):
+def test_annotate_adds_an_evaluation_and_keeps_the_graph(exported):
     _, path, *_ = exported
     before = onnx.load(path)
     annotate(path, {"evaluation": {"env": "Pendulum-v1", "return_mean": float("nan")}})
@@ -187,7 +187,7 @@ class Dropout(Continuous):
 
 
 class TracedWrong(Continuous):
-    """Another network under the tracer than outside: what a faulty operator of the exporter would look like."""
+    """Computes something else under the tracer, as if an operator of the exporter were faulty."""
 
     def forward(self, observation):
         action = super().forward(observation)
@@ -217,7 +217,7 @@ class FlippedChoice(Discrete):
         (Continuous(), True, "float32"),
     ],
 )
-def test_an_export_that_is_not_the_network_fails_and_leaves_what_was_there(tmp_path, module, discrete, reason):
+def test_an_export_that_differs_from_the_network_fails_and_keeps_the_old_file(tmp_path, module, discrete, reason):
     path = tmp_path / "policy.onnx"
     path.write_bytes(b"the former policy")
     with pytest.raises(CheckFailed, match=reason) as caught:
@@ -254,7 +254,7 @@ def test_a_failing_write_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["policy.onnx"]
 
 
-def test_a_policy_goes_into_a_pipe_or_through_a_link_which_stay(tmp_path):
+def test_a_policy_is_written_into_a_pipe_and_through_a_link_which_stay(tmp_path):
     pipe, link, target = tmp_path / "pipe.onnx", tmp_path / "link.onnx", tmp_path / "target.onnx"
     os.mkfifo(pipe)
     link.symlink_to(target)
@@ -279,9 +279,9 @@ def test_large_actions_are_compared_relative_to_their_size(tmp_path):
     assert export_policy(Strong(), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False) <= 1e-4
 
 
-def test_ties_between_scores_are_no_difference(tmp_path):
+def test_ties_between_scores_are_not_a_difference(tmp_path):
     class Tied(Discrete):
-        """Two actions of the same score, of which torch and the export choose different ones."""
+        """Has pairs of actions with the same score, of which torch and the export choose different ones."""
 
         def scores(self, observation):
             scores = self.net(observation)
@@ -312,14 +312,14 @@ class BestOf(nn.Module):
         return actions[1] if torch.compiler.is_exporting() else actions[0]
 
 
-def test_a_candidate_of_the_same_score_is_as_good_and_a_worse_one_is_not(tmp_path):
+def test_a_candidate_of_the_same_score_is_accepted_and_a_worse_one_is_not(tmp_path):
     assert export_policy(BestOf(1e-6), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False) <= 1e-4
     with pytest.raises(CheckFailed, match="differs from the network by"):
         export_policy(BestOf(0.1), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False)
 
 
 @pytest.mark.parametrize("name", ["bcq", "bear", "crr"])
-def test_what_a_policy_chooses_from_holds_what_it_does(name, continuous_store):
+def test_the_action_of_a_policy_is_its_best_candidate(name, continuous_store):
     policy = cheap_learner(get(name), continuous_store).policy(0)
     observation = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     actions, scores = policy.candidates(observation)
@@ -346,7 +346,7 @@ def test_a_module_of_another_structure_is_traced_again(tmp_path):
     assert exporter.traces == 2
 
 
-def test_a_template_that_hides_a_changed_constant_is_found_out_and_traced_again(tmp_path):
+def test_a_template_that_hides_a_changed_constant_is_detected_and_traced_again(tmp_path):
     class Hidden(Continuous):
         """A number that is neither a tensor nor a plain attribute of the module, so that nothing but the parity check sees it change."""
 
@@ -368,7 +368,7 @@ def test_a_template_that_hides_a_changed_constant_is_found_out_and_traced_again(
 @pytest.mark.parametrize(("kind", "discrete", "fields"), [(Continuous, False, CONTINUOUS), (Discrete, True, CONTINUOUS)])
 def test_a_later_process_writes_the_same_file_from_a_kept_template(tmp_path, kind, discrete, fields):
     folder = tmp_path / "templates"
-    for seed in range(2):  # an exporter each: what another process has
+    for seed in range(2):  # a new exporter each, as in another process
         exporter = PolicyExporter(Templates(folder))
         exporter.export(kind(seed), tmp_path / "kept.onnx", observation=fields, discrete=discrete)
         assert exporter.traces == (seed == 0)
@@ -376,11 +376,11 @@ def test_a_later_process_writes_the_same_file_from_a_kept_template(tmp_path, kin
         assert (tmp_path / "kept.onnx").read_bytes() == (tmp_path / "traced.onnx").read_bytes()
     (file,) = folder.iterdir()
     weights = kind(0).state_dict()
-    assert not any(tensor.numpy().tobytes() in file.read_bytes() for tensor in weights.values())  # a graph, and no job's values
+    assert not any(tensor.numpy().tobytes() in file.read_bytes() for tensor in weights.values())  # it holds a graph without values
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "empty", "another graph", "an unknown operator", "no output", "a folder in its place", "a pipe in its place"]
+    "damage", ["cut", "empty", "another graph", "an unknown operator", "no output", "a folder instead", "a pipe instead"]
 )
 def test_a_kept_template_that_is_damaged_is_traced_again(tmp_path, damage):
     folder = tmp_path / "templates"
@@ -396,7 +396,7 @@ def test_a_kept_template_that_is_damaged_is_traced_again(tmp_path, damage):
         if damage == "no output":
             del model.graph.output[:]
         onnx.save(model, file)
-    elif damage.endswith("in its place"):
+    elif damage.endswith("instead"):
         file.unlink()
         file.mkdir() if "folder" in damage else os.mkfifo(file)
     else:
@@ -430,7 +430,7 @@ def test_a_worker_whose_share_of_the_disk_is_used_up_keeps_no_template(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_templates_used_longest_ago_go(tmp_path):
+def test_the_least_recently_used_templates_are_removed(tmp_path):
     exporter = PolicyExporter(Templates(tmp_path))
     exporter.export(Continuous(), None, observation=CONTINUOUS, discrete=False)
     for number in range(templates.KEPT + 3):
@@ -443,7 +443,7 @@ def test_the_templates_used_longest_ago_go(tmp_path):
 
 
 def test_export_prints_nothing_and_a_policy_needs_no_torch(tmp_path):
-    """The worker's stdout is a protocol, its stderr a log for people; and the robot has neither torch nor gymnasium."""
+    """The worker's stdout is a protocol and its stderr a log for people; the robot has neither torch nor gymnasium."""
     path = tmp_path / "policy.onnx"
     script = (
         "import sys; from torch import nn; from offrld.export.onnx import export_policy;"
@@ -461,7 +461,7 @@ def test_export_prints_nothing_and_a_policy_needs_no_torch(tmp_path):
 
 
 def test_samples_set_the_range_of_the_check(tmp_path):
-    """An index into a table: inputs beyond the data's range would be no inputs at all."""
+    """The input is an index into a table: values beyond the data's range are invalid."""
 
     class Table(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Policy files that remember: stepped through episodes by onnxruntime they act as the network does on the whole window at each step."""
+"""Policy files that remember: step by step in onnxruntime they act like the network on the whole window."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ names = pytest.mark.parametrize("name", ["decision_transformer", "discrete_decis
 
 
 def moved(learner: Learner) -> Learner:
-    """With parameters moved by noise: initial ones hardly look at the context."""
+    """Add noise to the parameters: initial ones hardly use the context."""
     random = torch.Generator().manual_seed(1)
     for value in learner.state.params.values():
         value += 0.3 * torch.randn(value.shape, generator=random)
@@ -42,7 +42,7 @@ def learner_of(name, store, **values) -> Learner:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, discrete_store, continuous_store):
-    """Name -> learner, module and file; each exported once."""
+    """Return a function name -> learner, module and file; each is exported once."""
     made = {}
 
     def of(name):
@@ -60,7 +60,7 @@ def files(tmp_path_factory, discrete_store, continuous_store):
 
 
 def on_whole_windows(learner: Learner, observations, rewards, actions, target: float):
-    """What the network gives at the last of the steps seen so far, from a window made by hand: ``[A]`` or the scores ``[n]``.
+    """Run the network on a window built by hand; return the action ``[A]`` or the scores ``[n]`` of the last step.
 
     ``observations [T, 3]`` of the steps so far, ``rewards [T - 1]`` and ``actions [T - 1, ...]`` of those before the last.
     """
@@ -83,7 +83,7 @@ def on_whole_windows(learner: Learner, observations, rewards, actions, target: f
     else:
         scaled = [scale.action(torch.as_tensor(a)).numpy() for a in actions]
         action = window([*scaled, np.zeros(2, np.float32)], (2,))
-    given = SimpleNamespace(
+    inputs = SimpleNamespace(
         observation=window(observation.numpy(), (3,)),
         action=action,
         returns_to_go=window(returns),
@@ -91,7 +91,7 @@ def on_whole_windows(learner: Learner, observations, rewards, actions, target: f
         mask=window(np.ones(steps)),
     )
     params = {name: value[0] for name, value in learner.state.params.items()}
-    out = learner.nets.actor(params, given)[0, -1].detach()
+    out = learner.nets.actor(params, inputs)[0, -1].detach()
     return out.numpy() if discrete else scale.action.reverse(out).clamp(-2, 2).numpy()
 
 
@@ -101,7 +101,7 @@ def episode(seed: int):
 
 
 @names
-def test_stepping_the_file_is_the_network_on_the_whole_window_at_each_step(name, files):
+def test_the_file_step_by_step_equals_the_network_on_the_whole_window(name, files):
     made = files(name)
     policy = Policy(made.path)
     assert policy.target_return == made.module.target_return
@@ -119,7 +119,7 @@ def test_stepping_the_file_is_the_network_on_the_whole_window_at_each_step(name,
                 np.testing.assert_allclose(action, expected, atol=1e-5)
             actions.append(action)
         assert not policy.discrete or max(gaps) < 1e-5
-        assert len({np.asarray(a).tobytes() for a in actions}) > 1  # it does not always do the same
+        assert len({np.asarray(a).tobytes() for a in actions}) > 1  # the actions differ
 
 
 @names
@@ -132,7 +132,7 @@ def test_rewards_target_and_memory_matter_and_reset_forgets(name, files):
         return [np.asarray(policy.act(observations[t], rewards[t - 1] if t else 0.0)).tolist() for t in range(STEPS)]
 
     def scored(target=None, rewards=rewards):
-        """The context's returns-to-go at the end."""
+        """Return the context's returns-to-go at the end."""
         acted(target, rewards)
         return policy._context._state["context.return_to_go"][0]
 
@@ -150,7 +150,7 @@ def test_rewards_target_and_memory_matter_and_reset_forgets(name, files):
 
 
 @names
-def test_a_batch_of_episodes_is_as_each_alone_and_one_of_them_may_start_again(name, files):
+def test_a_batch_of_episodes_acts_like_each_alone_and_one_may_restart(name, files):
     policy, alone = Policy(files(name).path), Policy(files(name).path)
     data = [episode(seed) for seed in range(3)]
     observations, rewards = np.stack([o for o, _ in data]).astype(np.float32), np.stack([r for _, r in data])
@@ -165,7 +165,7 @@ def test_a_batch_of_episodes_is_as_each_alone_and_one_of_them_may_start_again(na
     np.testing.assert_allclose(restarted[1], together[0][1], atol=1e-5)
 
 
-def test_any_user_of_onnxruntime_can_step_it_by_feeding_the_context_back(files):
+def test_plain_onnxruntime_can_step_the_file_by_feeding_the_context_back(files):
     made = files("decision_transformer")
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     inputs = {i.name: i for i in session.get_inputs()}
@@ -189,18 +189,18 @@ def test_any_user_of_onnxruntime_can_step_it_by_feeding_the_context_back(files):
     policy = Policy(made.path)
     policy.reset(3.0)
     for t in range(STEPS):
-        given = {
+        inputs_now = {
             "observation": observations[t : t + 1].astype(np.float32),
             "target_return": np.array([3.0], np.float32),
             "reward": np.array([rewards[t - 1] if t else 0.0], np.float32),
         }
-        action, *following = session.run(None, given | context)
+        action, *following = session.run(None, inputs_now | context)
         context = dict(zip(context, following, strict=True))
         np.testing.assert_array_equal(action[0], policy.act(observations[t], rewards[t - 1] if t else 0.0))
     assert context["context.length"].tolist() == [STEPS]
 
 
-def test_whatever_the_context_holds_a_length_of_zero_starts_an_episode(files):
+def test_a_context_length_of_zero_starts_an_episode_whatever_the_rest_holds(files):
     module = files("decision_transformer").module
     observation = torch.randn(3, 3)
     clean = module.start(3, 2.0)
@@ -223,7 +223,7 @@ def test_the_second_export_needs_no_trace(name, discrete_store, continuous_store
     np.testing.assert_allclose(Policy(tmp_path / "two.onnx").predict(rows), expected, atol=1e-5)
 
 
-def test_a_context_that_is_not_the_networks_fails_the_export(files, tmp_path):
+def test_a_context_that_differs_from_the_network_fails_the_export(files, tmp_path):
     made = files("decision_transformer")
 
     class Forgetful(type(made.module)):
@@ -271,8 +271,8 @@ def test_several_fields_images_and_stacked_frames(tmp_path):
         frames = {
             name: np.concatenate([values[t - 1] if t else np.zeros_like(values[0]), values[t]])[None] for name, values in episode.items()
         }
-        given = {name: torch.from_numpy(value) for name, value in frames.items()}
-        action, *following = module(**given, **context)
+        stacked = {name: torch.from_numpy(value) for name, value in frames.items()}
+        action, *following = module(**stacked, **context)
         context |= dict(zip(module.context, following, strict=True))
         context["reward"] = torch.ones(1)
         acted = policy.act({name: values[t] for name, values in episode.items()}, 1.0 if t else 0.0)
@@ -285,33 +285,33 @@ def test_a_field_named_like_an_input_is_refused(files, tmp_path):
 
 
 class Corridor(gymnasium.Env):
-    """Writes down what happens; the observation says the step, the reward is 1 per step, after 6 steps it ends."""
+    """Records the actions. The observation is the number of the step, the reward 1.5 per step; an episode ends after 6 steps."""
 
     observation_space = gymnasium.spaces.Box(-1e9, 1e9, (3,), np.float32)
     action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        self.time, self.taken = 0, []
+        self.time, self.actions = 0, []
         return np.zeros(3, np.float32), {}
 
     def step(self, action):
-        self.time, self.taken = self.time + 1, [*self.taken, action]
+        self.time, self.actions = self.time + 1, [*self.actions, action]
         return np.full(3, self.time, np.float32), 1.5, self.time == 6, False, {}
 
 
-def test_a_rollout_gives_rewards_back_and_starts_each_episode_anew(files):
+def test_a_rollout_feeds_rewards_back_and_resets_the_policy_for_each_episode(files):
     made, env = files("decision_transformer"), Corridor()
     result = evaluate(made.path, env, episodes=2, target_return=4.0)
     assert result.returns == (9.0, 9.0)
     assert result.as_json()["target_return"] == 4.0
     observations = [np.full(3, t, np.float32) for t in range(6)]
     for t in range(6):
-        expected = on_whole_windows(made.learner, observations[: t + 1], [1.5] * t, env.taken[:t], 4.0)
-        np.testing.assert_allclose(env.taken[t], expected, atol=1e-5)
+        expected = on_whole_windows(made.learner, observations[: t + 1], [1.5] * t, env.actions[:t], 4.0)
+        np.testing.assert_allclose(env.actions[t], expected, atol=1e-5)
     assert evaluate(made.path, env, episodes=1).as_json()["target_return"] == made.module.target_return
 
 
-def test_what_does_not_fit_is_named_in_one_line(files):
+def test_a_wrong_value_is_named_in_one_line(files):
     policy = Policy(files("decision_transformer").path)
     rows = np.zeros((2, 3), np.float32)
     for wrong, words in (
@@ -330,8 +330,8 @@ def test_what_does_not_fit_is_named_in_one_line(files):
 
 @names
 @pytest.mark.parametrize("frames", [1, 3])
-def test_held_out_episodes_are_acted_along_as_they_were_recorded(name, frames, discrete_store, continuous_store):
-    """Stepped by hand with the dataset's action put in the place of its own, and asked for what the episode earned."""
+def test_a_policy_is_evaluated_along_held_out_episodes_as_recorded(name, frames, discrete_store, continuous_store):
+    """The reference steps the policy by hand: the dataset's action replaces its own, and the target is the episode's return."""
     store = discrete_store if name.startswith("discrete") else continuous_store
     algorithm = get(name)
     config = algorithm.configure({**cheap_settings(algorithm), **SETTINGS, "frame_stack": frames})
@@ -347,7 +347,7 @@ def test_held_out_episodes_are_acted_along_as_they_were_recorded(name, frames, d
             inputs.update(zip(module.context, following, strict=True))
             inputs["context.action"][:, -1] = torch.tensor(episode.action[t])
             pairs.append((action[0].numpy(), episode.action[t]))
-    given, taken = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
-    expected = np.mean(given == taken) if module.space.discrete else np.square(given - taken).sum(1).mean()
-    ((_, found),) = evaluate_offline(learner).items()
-    assert found[0] == pytest.approx(expected, rel=1e-4)
+    predicted, recorded = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
+    expected = np.mean(predicted == recorded) if module.space.discrete else np.square(predicted - recorded).sum(1).mean()
+    ((_, by_seed),) = evaluate_offline(learner).items()
+    assert by_seed[0] == pytest.approx(expected, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Policies as TorchScript files: a process that has torch alone gets what onnxruntime gives; what is not a policy leaves no file."""
+"""Policies as TorchScript files: a process with torch alone computes what onnxruntime does; a failed export leaves no file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = {
 }
 BATCHES = (1, 40)
 
-# What a user's program does, with torch alone: reads the metadata, and gives the inputs in the order that they say.
+# A user's program with torch alone: it reads the metadata and passes the inputs in the order listed there.
 PROGRAM = f"""
 import json, sys
 for package in ("offrld", "offrl", "offrl_store", "onnx", "onnxruntime"):
@@ -58,19 +58,19 @@ import torch
 
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:
-    told = {{{METADATA!r}: ""}}
-    policy = torch.jit.load(folder + "/policy.pt", _extra_files=told)
-    told = json.loads(told[{METADATA!r}])
+    files = {{{METADATA!r}: ""}}
+    policy = torch.jit.load(folder + "/policy.pt", _extra_files=files)
+    metadata = json.loads(files[{METADATA!r}])
     for batch in {BATCHES}:
-        given = np.load(f"{{folder}}/given-{{batch}}.npz")
-        out = policy(*(torch.from_numpy(given[each["name"]]) for each in told["inputs"]))
+        inputs = np.load(f"{{folder}}/inputs-{{batch}}.npz")
+        out = policy(*(torch.from_numpy(inputs[entry["name"]]) for entry in metadata["inputs"]))
         out = out if isinstance(out, tuple) else (out,)
-        np.savez(f"{{folder}}/out-{{batch}}.npz", **{{name: value.numpy() for name, value in zip(told["outputs"], out, strict=True)}})
+        np.savez(f"{{folder}}/out-{{batch}}.npz", **{{name: value.numpy() for name, value in zip(metadata["outputs"], out, strict=True)}})
 """
 
 
 def moved(learner: Learner) -> Learner:
-    """With weights moved by noise, and not the biases, so that what is observed decides what is done."""
+    """Add noise to the weights but not to the biases, so that the action depends on the observation."""
     random = torch.Generator().manual_seed(1)
     for name, value in learner.state.params.items():
         if name.endswith("weight"):
@@ -85,9 +85,9 @@ def learner_of(name, store, **values) -> Learner:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Case -> what onnxruntime gave and what the other process gave, on the same inputs; every case through one process."""
+    """Map case -> onnxruntime's results, and the folder with those of a process with torch alone; it runs all cases."""
     dtypes = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(uint8)": "u1"}
-    made = {}
+    results = {}
     for case, (name, observation, values) in CASES.items():
         folder = tmp_path_factory.mktemp("case")
         store = filled(folder / "store", observation, DISCRETE if get(name).actions == "discrete" else CONTINUOUS)
@@ -97,48 +97,52 @@ def ran(tmp_path_factory):
         session = onnxruntime.InferenceSession(str(files.export(0)), providers=["CPUExecutionProvider"])
         random, expected = np.random.default_rng(3), {}
         for batch in BATCHES:
-            given = {}
-            for each in session.get_inputs():
-                dtype, shape = np.dtype(dtypes[each.type]), (batch, *each.shape[1:])
+            inputs = {}
+            for entry in session.get_inputs():
+                dtype, shape = np.dtype(dtypes[entry.type]), (batch, *entry.shape[1:])
                 if dtype == np.uint8:  # of random brightness: noise alone looks the same to a network
                     drawn = random.integers(0, 256, shape) * random.uniform(size=(batch, *(1,) * (len(shape) - 1)))
                 else:
                     drawn = random.normal(size=shape) if dtype.kind == "f" else random.integers(0, 3, shape)
-                given[each.name] = drawn.astype(dtype)
-            np.savez(folder / f"given-{batch}.npz", **given)
-            outputs = [each.name for each in session.get_outputs()]
-            expected[batch] = dict(zip(outputs, session.run(outputs, given), strict=True))
-        made[case] = SimpleNamespace(folder=folder, expected=expected, name=file.name)
+                inputs[entry.name] = drawn.astype(dtype)
+            np.savez(folder / f"inputs-{batch}.npz", **inputs)
+            outputs = [entry.name for entry in session.get_outputs()]
+            expected[batch] = dict(zip(outputs, session.run(outputs, inputs), strict=True))
+        results[case] = SimpleNamespace(folder=folder, expected=expected, name=file.name)
+    folders = [str(result.folder) for result in results.values()]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", PROGRAM, *(str(each.folder) for each in made.values())], capture_output=True, text=True, timeout=300
+        [sys.executable, "-I", "-c", PROGRAM, *folders],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return made
+    return results
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_process_with_torch_alone_gets_what_onnxruntime_gives(case, ran):
+def test_a_process_with_torch_alone_computes_what_onnxruntime_does(case, ran):
     assert ran[case].name == "policy-000000000000.pt"
     for batch, expected in ran[case].expected.items():
-        given = np.load(ran[case].folder / f"out-{batch}.npz")
-        assert list(given) == list(expected)
+        actual = np.load(ran[case].folder / f"out-{batch}.npz")
+        assert list(actual) == list(expected)
         for name, value in expected.items():
-            assert (given[name].dtype, given[name].shape) == (value.dtype, value.shape)
-            np.testing.assert_allclose(given[name], value, atol=1e-4, err_msg=name)
-    if case != "quantiles":  # whose untrained values may all be best at one action
-        assert len(np.unique(ran[case].expected[40]["action"], axis=0)) > 1  # it does not always do the same
+            assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape)
+            np.testing.assert_allclose(actual[name], value, atol=1e-4, err_msg=name)
+    if case != "quantiles":  # untrained quantiles may all prefer one action
+        assert len(np.unique(ran[case].expected[40]["action"], axis=0)) > 1  # the actions differ
 
 
 def metadata_of(path) -> dict:
-    told = {METADATA: ""}
+    files = {METADATA: ""}
     with pytest.warns(DeprecationWarning):
-        torch.jit.load(path, _extra_files=told)
-    return json.loads(told[METADATA])
+        torch.jit.load(path, _extra_files=files)
+    return json.loads(files[METADATA])
 
 
 def test_the_metadata_are_those_of_the_onnx_file_and_name_the_inputs_in_order(ran):
-    told = metadata_of(ran["transformer"].folder / "policy.pt")
-    names = [each["name"] for each in told["inputs"]]
+    metadata = metadata_of(ran["transformer"].folder / "policy.pt")
+    names = [entry["name"] for entry in metadata["inputs"]]
     assert names == [
         "observation",
         "reward",
@@ -148,13 +152,15 @@ def test_the_metadata_are_those_of_the_onnx_file_and_name_the_inputs_in_order(ra
         "context.return_to_go",
         "context.length",
     ]
-    assert told["inputs"][3] == {"name": "context.observation", "dtype": "float32", "shape": [4, 4]}
-    assert told["outputs"] == ["action", *("next_" + name for name in names if name.startswith("context."))]
+    assert metadata["inputs"][3] == {"name": "context.observation", "dtype": "float32", "shape": [4, 4]}
+    assert metadata["outputs"] == ["action", *("next_" + name for name in names if name.startswith("context."))]
     onnx = next((ran["transformer"].folder / "run").rglob("*.onnx"))
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     same = {key.removeprefix("offrl."): json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
-    assert {**same, "parity": 0} == {key: 0 if key == "parity" else told[key] for key in told if key not in ("inputs", "outputs")}
-    assert told["parity"]["largest_difference"] <= 1e-4
+    assert {**same, "parity": 0} == {
+        key: 0 if key == "parity" else value for key, value in metadata.items() if key not in ("inputs", "outputs")
+    }
+    assert metadata["parity"]["largest_difference"] <= 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name, algorithm in FROM_DATA.items() if algorithm.acts])
@@ -169,7 +175,7 @@ def test_every_policy_of_the_registry_becomes_a_file_without_a_warning(name, sto
     assert [path.name for path in tmp_path.iterdir()] == ["p.pt"]
 
 
-def test_the_file_holds_what_acts_and_nothing_of_the_critics(continuous_store, tmp_path):
+def test_the_file_holds_the_actor_and_no_critic(continuous_store, tmp_path):
     algorithm = get("td3_bc")
     critics = {"critic_encoder.units": [1024, 1024], "actor_encoder.units": [16]}
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **critics}), continuous_store, seeds=range(3))
@@ -202,10 +208,10 @@ class Nothing(Linear):
 
 
 @pytest.mark.parametrize(
-    ("module", "says"), [(OneBatch, "cannot be exported to TorchScript"), (Another, "differs from the network by 0.0"), (Nothing, "NaN")]
+    ("module", "message"), [(OneBatch, "cannot be exported to TorchScript"), (Another, "differs from the network by 0.0"), (Nothing, "NaN")]
 )
-def test_what_is_not_the_network_leaves_no_file(module, says, tmp_path):
-    with pytest.raises(CheckFailed, match=says) as caught:
+def test_a_file_that_differs_from_the_network_is_not_written(module, message, tmp_path):
+    with pytest.raises(CheckFailed, match=message) as caught:
         export_torchscript(module().eval(), tmp_path / "p.pt", observation=("float32", (3,)), discrete=False)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -240,13 +246,13 @@ def test_the_program_of_the_documentation_acts_as_the_network_does(continuous_st
     module = learner_of("td3_bc", continuous_store).policy(0)
     export_torchscript(module, tmp_path / "policy.pt", observation=("float32", (3,)), discrete=False, metadata={"job": "j7"})
     printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=180).stdout
-    actions, _, told = printed.rpartition("\n{")
-    given = [float(number) for number in actions.splitlines()[0].split()]
-    np.testing.assert_allclose(given, module(torch.zeros(1, 3))[0].numpy(), rtol=1e-3)
-    assert json.loads("{" + told)["job"] == "j7"
+    actions, _, metadata = printed.rpartition("\n{")
+    action = [float(number) for number in actions.splitlines()[0].split()]
+    np.testing.assert_allclose(action, module(torch.zeros(1, 3))[0].numpy(), rtol=1e-3)
+    assert json.loads("{" + metadata)["job"] == "j7"
 
 
-def test_a_learner_exports_by_the_files_ending(continuous_store, tmp_path):
+def test_the_suffix_of_the_path_chooses_the_format(continuous_store, tmp_path):
     learner = learner_of("td3_bc", continuous_store)
     rows = torch.randn(4, 3)
     with pytest.warns(DeprecationWarning):

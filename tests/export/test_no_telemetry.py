@@ -1,4 +1,4 @@
-"""onnxruntime reports nothing to anybody once this project is imported."""
+"""onnxruntime sends no telemetry once this project is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ onnxruntime.InferenceSession(sys.argv[1])
 
 
 @pytest.mark.parametrize("imports", ["import offrl", "import offrld", "import offrld.export.onnx", ""])
-def test_running_a_policy_leaves_no_trace_outside_of_it(imports: str, policy_file: Path, tmp_path: Path) -> None:
+def test_running_a_policy_leaves_no_telemetry_file(imports: str, policy_file: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}

@@ -1,4 +1,4 @@
-"""Workers on datasets that they have imported themselves."""
+"""Fixtures that start workers, on datasets that other workers have imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker_process import DEADLINE_S, WorkerProcess
 
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Graphs of policies that earlier tests traced: state folders get them, and give theirs back."""
+    """Graphs of policies that earlier tests traced; each state folder starts with them and adds its own."""
     return tmp_path_factory.mktemp("templates")
 
 
@@ -37,7 +37,7 @@ def start(tmp_path: Path, templates: Path) -> Iterator[Callable[..., WorkerProce
 
 @pytest.fixture
 def upload(tmp_path: Path) -> Callable[..., str]:
-    """Puts files where the daemon puts a finished upload; returns its id."""
+    """Return a function that puts files where the daemon puts a finished upload, and returns the upload's id."""
 
     def upload(*sources: Path, name: str = "upload-1") -> str:
         files = tmp_path / "uploads" / name / "files"
@@ -56,7 +56,7 @@ def upload(tmp_path: Path) -> Callable[..., str]:
 def imported(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Datasets made by import workers, once: name -> {"path", "snapshot"}."""
     state = tmp_path_factory.mktemp("imported")
-    made = {}
+    datasets = {}
     for name, file in (("pendulum", "pendulum-replay.hdf5"), ("cartpole", "cartpole-replay.hdf5")):
         worker = WorkerProcess(
             state, f"import-{name}", {"kind": "import", "dataset": name, "path": str(shared_data / file)}, import_roots=[str(shared_data)]
@@ -65,8 +65,8 @@ def imported(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             assert worker.end()["state"] == "succeeded"
         finally:
             worker.close()
-        made[name] = {"path": state / "datasets" / name, "snapshot": worker.of_type("dataset")[0]["dataset"]["snapshot"]}
-    return made
+        datasets[name] = {"path": state / "datasets" / name, "snapshot": worker.of_type("dataset")[0]["dataset"]["snapshot"]}
+    return datasets
 
 
 @pytest.fixture
@@ -102,12 +102,12 @@ def train(imported: dict[str, dict[str, Any]], tmp_path: Path, start: Callable[.
 
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], Any]], Any]:
-    """Polls a condition until it holds, with a deadline."""
+    """Return a function that polls a condition until it holds, with a deadline."""
 
     def wait_for(condition: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + DEADLINE_S
         while not (value := condition()):
-            assert time.monotonic() < deadline, "the condition did not come to hold"
+            assert time.monotonic() < deadline, "the condition does not hold"
             time.sleep(0.005)
         return value
 

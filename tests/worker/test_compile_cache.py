@@ -14,7 +14,7 @@ def entries(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
 
 
-def test_a_second_compiled_job_compiles_nothing_anew(train, tmp_path):
+def test_a_second_compiled_job_compiles_nothing(train, tmp_path):
     cache = tmp_path / "cache" / "inductor"
 
     def finish(job: str, seed: int, batch_size: int) -> None:

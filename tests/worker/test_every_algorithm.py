@@ -37,7 +37,7 @@ OWN_STAGE = {"dynamics_steps": STEPS // 2}  # the model first, then the policy
 ROLLOUTS = {"rollout_interval": 2, "rollout_batch_size": 20, "rollout_horizon": 2, "generated_maxlen": 200}
 WARM_UP = {name: {"warmup_steps": STEPS // 2} for name in ("bear", "plas", "plas_with_perturbation")}
 SETTINGS = {**WARM_UP, "mopo": {**OWN_STAGE, **ROLLOUTS}, "combo": {**OWN_STAGE, **ROLLOUTS}}
-# Which job each takes, by its name below; and the same algorithms once more with a model that was trained before.
+# The jobs that algorithms use, by name; and the algorithms that run once more with an already trained model.
 TAKES = {"fqe": {"policy": "td3_bc"}, "discrete_fqe": {"policy": "discrete_bc"}}
 WITH_MODEL = {f"{name} with a model": name for name in ("mopo", "combo")}
 DISCRETE_MODEL = "ensemble_dynamics of discrete actions"
@@ -110,37 +110,37 @@ def documented(algorithm: str) -> set[str]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_it_trains_and_its_metrics_are_there(run, jobs):
+def test_it_trains_and_writes_its_metrics(run, jobs):
     job, algorithm = jobs[run], get(RUNS[run])
     info = job.wait(WAIT_S, check=False)
     assert info.state == "succeeded", f"{info.reason}\n{job.log()}"
     assert info.step == STEPS
-    told = job.metrics()
+    metrics = job.metrics()
     expected = documented(algorithm.name)
     if run in WITH_MODEL:
         expected -= {"dynamics_loss", "dynamics_error"}  # learned by the other job
-    assert expected <= set(told)
+    assert expected <= set(metrics)
     validated = "action_match" if kind_of(run) == "discrete" else "action_error"
-    assert (f"validation_{validated}" in told) == algorithm.has_policy
-    assert {name in told for name in ("return_mean", "return_std")} == {algorithm.has_policy}
-    assert all(math.isfinite(value) for by_seed in told.values() for value in by_seed.values()), told
+    assert (f"validation_{validated}" in metrics) == algorithm.has_policy
+    assert {name in metrics for name in ("return_mean", "return_std")} == {algorithm.has_policy}
+    assert all(math.isfinite(value) for by_seed in metrics.values() for value in by_seed.values()), metrics
 
 
 @pytest.mark.parametrize("run", [run for run, name in RUNS.items() if get(name).has_policy])
-def test_its_fetched_policy_acts_in_the_environment_by_onnxruntime_alone(run, jobs, tmp_path):
+def test_its_fetched_policy_acts_in_the_environment_with_onnxruntime_alone(run, jobs, tmp_path):
     jobs[run].wait(WAIT_S)
     env_id, path = ENVIRONMENTS[kind_of(run)], jobs[run].fetch(tmp_path / "policy.onnx")
     policy, session = offrl.Policy(path), onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert (policy.metadata["algorithm"], policy.metadata["step"], policy.env_id) == (RUNS[run], STEPS, env_id)
     env = gymnasium.make(env_id)
     observation, _ = env.reset(seed=5)
-    reward, given = 0.0, start(session, policy)
+    reward, context = 0.0, start(session, policy)
     policy.reset()
     for _ in range(15):
         now = {"observation": observation[None].astype(np.float32), "reward": np.float32([reward])}
-        outputs = session.run(None, {**given, **{name: value for name, value in now.items() if name in names(session)}})
+        outputs = session.run(None, {**context, **{name: value for name, value in now.items() if name in names(session)}})
         for output, value in zip(session.get_outputs()[1:], outputs[1:], strict=True):
-            given[output.name.removeprefix("next_")] = value
+            context[output.name.removeprefix("next_")] = value
         action = outputs[0][0]
         assert env.action_space.contains(action), action
         np.testing.assert_array_equal(policy.act(observation, reward), action)
@@ -153,7 +153,7 @@ def test_its_fetched_policy_acts_in_the_environment_by_onnxruntime_alone(run, jo
 
 
 def names(session: onnxruntime.InferenceSession) -> list[str]:
-    return [each.name for each in session.get_inputs()]
+    return [entry.name for entry in session.get_inputs()]
 
 
 def start(session: onnxruntime.InferenceSession, policy: offrl.Policy) -> dict[str, np.ndarray]:
@@ -164,7 +164,7 @@ def start(session: onnxruntime.InferenceSession, policy: offrl.Policy) -> dict[s
 
 
 @pytest.mark.parametrize("run", [run for run, name in RUNS.items() if not get(name).has_policy])
-def test_what_learns_no_policy_says_so(run, jobs, client, tmp_path):
+def test_an_algorithm_without_a_policy_reports_that(run, jobs, client, tmp_path):
     jobs[run].wait(WAIT_S)
     with pytest.raises(InvalidInput, match="learns no policy"):
         jobs[run].fetch(tmp_path / "policy.onnx")

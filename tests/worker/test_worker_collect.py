@@ -22,18 +22,18 @@ def steps(store: EpisodeStore) -> int:
     return int(store.episode_table["steps"].sum())
 
 
-def test_steps_become_a_dataset_of_exactly_so_many(start, tmp_path):
+def test_the_dataset_has_exactly_the_collected_steps(start, tmp_path):
     worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 1234, "envs": 3, "epsilon": 0.5, "seed": 4})
     assert worker.end()["state"] == "succeeded"
     store = EpisodeStore.open(tmp_path / "datasets" / "d")
     assert steps(store) == 1234 and check(store.path) == []
     assert store.episode_metadata(0) == {**store.episode_metadata(0), "job": "c1", "policy": "random", "epsilon": 0.5}
-    told = worker.of_type("dataset")[-1]["dataset"]
-    assert (told["name"], told["snapshot"]) == ("d", str(store.snapshot()))
+    info = worker.of_type("dataset")[-1]["dataset"]
+    assert (info["name"], info["snapshot"]) == ("d", str(store.snapshot()))
     assert worker.of_type("progress")[-1]["step"] == 1234
 
 
-def test_a_paused_and_a_killed_collection_go_on_with_the_count(start, tmp_path, wait_for):
+def test_a_paused_and_a_killed_collection_continue_the_count(start, tmp_path, wait_for):
     spec = {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 200_000}
     worker = start("c1", spec)
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
@@ -53,7 +53,7 @@ def test_a_paused_and_a_killed_collection_go_on_with_the_count(start, tmp_path, 
     assert f"resumed at step {paused}" in [event["message"] for event in second.of_type("message")]
 
 
-def test_a_cancelled_collection_keeps_what_is_whole(start, tmp_path):
+def test_a_cancelled_collection_keeps_whole_episodes(start, tmp_path):
     worker = start("c1", {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 10**8})
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
     worker.send({"type": "cancel"})
@@ -63,7 +63,7 @@ def test_a_cancelled_collection_keeps_what_is_whole(start, tmp_path):
     assert worker.of_type("dataset")[-1]["dataset"]["snapshot"] == str(store.snapshot())
 
 
-def test_an_environment_that_breaks_is_told_with_its_place_and_the_episode_is_kept(start, tmp_path):
+def test_the_error_of_a_broken_environment_names_the_line_and_the_episode_is_kept(start, tmp_path):
     plugin = {"PYTHONPATH": str(PLUGINS)}
     worker = start("c1", {"kind": "collect", "env": "offrld_breaking_env:Breaking-v0", "dataset": "d", "steps": 1000}, environment=plugin)
     error = worker.end()["error"]
@@ -80,13 +80,13 @@ def test_an_environment_that_breaks_is_told_with_its_place_and_the_episode_is_ke
     assert EpisodeStore.open(tmp_path / "datasets" / "h").episode_table["steps"].tolist() == [20, 20, 17]
 
 
-def test_what_cannot_be_collected_leaves_no_dataset(start, tmp_path):
+def test_a_failed_collection_leaves_no_dataset(start, tmp_path):
     worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 10, "noise": 0.1})
     assert "take no normal noise" in worker.end()["error"]["message"]
     assert not (tmp_path / "datasets" / "d").exists()
 
 
-def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
+def test_online_training_learns_collects_and_exports_a_policy(start, tmp_path):
     spec = {
         "kind": "train_online",
         "algorithm": "sac",
@@ -139,7 +139,7 @@ def test_an_online_run_that_diverges_ends_and_names_the_step_of_the_environment(
             assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118
 
 
-def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_updates(start, tmp_path):
+def test_a_killed_online_run_continues_from_its_checkpoint_and_repeats_lost_updates(start, tmp_path):
     spec = {
         "kind": "train_online",
         "algorithm": "sac",
@@ -162,11 +162,11 @@ def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_u
     assert steps(store) == 12_000 and check(store.path) == []
     from offrld.engine.updates import checkpoint
 
-    _, told = checkpoint.read(sorted((worker.run / "checkpoints").glob("*.safetensors"))[-1])
-    assert told["step"] == 591  # one every 20 steps from 200 on, where the first episode ended: as many as without a kill
+    _, description = checkpoint.read(sorted((worker.run / "checkpoints").glob("*.safetensors"))[-1])
+    assert description["step"] == 591  # one every 20 steps from 200 on, where the first episode ended: as many as without a kill
 
 
-def test_algorithms_that_cannot_are_refused_in_one_line(start):
+def test_algorithms_that_cannot_train_online_are_refused_in_one_line(start):
     worker = start("o1", {"kind": "train_online", "algorithm": "bc", "env": "Pendulum-v1", "dataset": "d", "steps": 100})
     error = worker.end()["error"]
     assert error["code"] == "invalid_input" and "bc cannot be trained online" in error["message"]
@@ -183,7 +183,7 @@ PPO = {
 }
 
 
-def test_ppo_learns_from_its_own_play_and_keeps_it_where_it_is_told_to(start, tmp_path):
+def test_ppo_learns_from_its_own_steps_and_keeps_them_if_a_dataset_is_named(start, tmp_path):
     worker = start("p1", {**PPO, "dataset": "d", "eval_env": "CartPole-v1", "eval_episodes": 2, "eval_every": 1000, "eval_sample": True})
     assert worker.end()["state"] == "succeeded", worker.log.read_text()
     store = EpisodeStore.open(tmp_path / "datasets" / "d")
@@ -201,11 +201,11 @@ def test_ppo_learns_from_its_own_play_and_keeps_it_where_it_is_told_to(start, tm
         "c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "m", "steps": 100, "policy": "job:p1", "ratio": 0.5, "sample": True}
     )
     assert medium.end()["state"] == "succeeded", medium.log.read_text()
-    (kept,) = (medium.run / "taken").glob("*.safetensors")
-    assert kept.samefile(worker.run / "checkpoints" / "000000002048.safetensors")
+    (inherited,) = (medium.run / "taken").glob("*.safetensors")
+    assert inherited.samefile(worker.run / "checkpoints" / "000000002048.safetensors")
 
 
-def test_ppo_without_a_dataset_goes_on_from_its_checkpoint_after_a_pause_and_a_kill(start, tmp_path):
+def test_ppo_without_a_dataset_continues_from_its_checkpoint_after_a_pause_and_a_kill(start, tmp_path):
     spec = {**PPO, "steps": 40_000}
     worker = start("p1", spec, environment={"OFFRLD_CHECKPOINT_SECONDS": "0.3"})
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
@@ -240,7 +240,7 @@ def test_a_bounded_dataset_evicts_nothing_that_a_job_uses(start, tmp_path):
     assert steps(EpisodeStore.open(store.path)) == 1000
 
 
-def test_a_full_disk_is_told_and_what_is_there_is_kept(tmp_path):
+def test_a_full_disk_is_reported_and_collected_data_is_kept(tmp_path):
     program = (
         "import resource, sys; from offrl.errors import DiskFull; from offrld.collect import collect\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"

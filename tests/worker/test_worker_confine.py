@@ -15,7 +15,7 @@ from offrld import landlock
 
 pytestmark = pytest.mark.skipif(landlock.abi() < 4, reason="the kernel has no Landlock with rules for TCP (ABI 4)")
 
-# Confines itself as a worker of that job does, then tries each act and prints what became of it.
+# Restricts itself as a worker of that job does, then tries each action and prints the result.
 CHILD = """
 import json, os, socket, subprocess, sys, tempfile
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_a_job_with_an_environment_keeps_the_machine_but_not_the_services_secret
     assert list(written.values()) == ["done" if steps else "refused"]
 
 
-def test_a_symbolic_link_beside_the_state_folder_opens_no_way_into_it(state: Path) -> None:
+def test_a_symbolic_link_beside_the_state_folder_gives_no_access_to_it(state: Path) -> None:
     (state.parent / "link").symlink_to(state)
     done = attempt(state, {"kind": "train"}, [("read", state.parent / "link/keys/server.key"), ("read", state / "keys/server.key")])
     assert list(done.values()) == ["refused", "refused"]

@@ -59,13 +59,13 @@ def test_an_import_ends_at_the_quota_and_leaves_nothing(start, upload, bomb, tmp
     with Least(tmp_path) as seen:
         end = start("job-1", spec, quota_bytes=QUOTA).end()
     assert (end["state"], end["error"]["code"]) == ("failed", "disk_full")
-    assert f"disk.quota_bytes = {QUOTA} are allowed" in end["error"]["message"]
+    assert f"disk.quota_bytes = {QUOTA} is the limit" in end["error"]["message"]
     assert seen.used <= QUOTA
     assert list((tmp_path / "datasets").iterdir()) == []
     assert start("job-2", spec, quota_bytes=2 * UNFOLDED).end()["state"] == "succeeded"
 
 
-def test_an_append_ends_at_the_quota_and_keeps_what_was_there(start, upload, bomb, tmp_path):
+def test_an_append_ends_at_the_quota_and_keeps_the_dataset(start, upload, bomb, tmp_path):
     small = tmp_path / "small.hdf5"
     with h5py.File(small, "w") as file:
         file["observations"], file["actions"] = np.ones((100, 256), "f4"), np.linspace(-1, 1, 100, dtype="f4")[:, None]
@@ -115,7 +115,7 @@ def test_training_ends_at_the_quota_and_keeps_its_checkpoint(start, imported, tm
 
 
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=f"no small disk: {SmallDisk.unavailable()}")
-def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
+def test_an_import_keeps_the_reserve_of_the_disk_free(bomb, tmp_path):
     from worker_process import WorkerProcess
 
     disk = SmallDisk(tmp_path, 150)
@@ -132,14 +132,14 @@ def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
             finally:
                 worker.close()
         assert end["error"]["code"] == "disk_full"
-        assert f"uploads.keep_free_bytes = {50 << 20} of them must stay free" in end["error"]["message"]
+        assert f"uploads.keep_free_bytes = {50 << 20} must stay free" in end["error"]["message"]
         assert 50 << 20 <= seen.free < 100 << 20
         assert os.listdir(inside / "datasets") == []
     finally:
         disk.close()
 
 
-def test_an_import_that_wants_too_much_memory_fails_by_itself(start, upload, tmp_path):
+def test_an_import_that_needs_too_much_memory_fails_alone(start, upload, tmp_path):
     """One episode of 512 MB, compressed to one."""
     path, steps = tmp_path / "long.hdf5", 1 << 17
     with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""A training goes on where its evaluations fail: a warning, a metric, a note beside the success; the policies are there."""
+"""Training continues if its evaluations fail: there is a warning, a metric, a remark beside the success, and the policies exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows(worker, name: str, seed: int = 0) -> list[list[str]]:
     return [line.split(",")[1:] for line in path.read_text().splitlines()[1:]] if path.exists() else []
 
 
-def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(train):
+def test_evaluations_stop_if_the_environment_always_fails_and_training_succeeds(train):
     spec = {"steps": 50, "eval_every": 10, "eval_env": "offrld_failing_env:Failing-v0", "seeds": [0, 1], "config": SMALL}
     worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
     end = worker.end()
@@ -25,7 +25,7 @@ def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(trai
     warnings = [event["message"] for event in worker.of_type("message") if event["message"].startswith("warning")]
     assert warnings == [
         f"warning: step {step}: the evaluation of seed 0, 1 failed: {failed}; {rest}"
-        for step, rest in ((10, "training goes on"), (20, "training goes on"), (30, "that is 3 in a row: no other is tried"))
+        for step, rest in ((10, "training continues"), (20, "training continues"), (30, "that is 3 in a row: none is tried again"))
     ]
     assert rows(worker, "return_mean") == []
     assert rows(worker, "evaluation_failed", 1) == [["10", "1.0"], ["20", "2.0"], ["30", "3.0"]]
@@ -35,7 +35,7 @@ def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(trai
     assert 'raise RuntimeError("the simulator has crashed")' in worker.log.read_text()
 
 
-def test_an_evaluation_that_fails_once_is_missing_alone(train):
+def test_one_failed_evaluation_is_the_only_one_missing(train):
     spec = {"steps": 20, "eval_every": 10, "eval_env": "offrld_failing_env:FailingOnce-v0", "eval_episodes": 2, "config": SMALL}
     worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
     end = worker.end()
@@ -44,7 +44,7 @@ def test_an_evaluation_that_fails_once_is_missing_alone(train):
     assert rows(worker, "evaluation_failed") == [["10", "1.0"]]
 
 
-def test_a_reward_that_is_no_number_fails_the_evaluation_of_an_online_training_alone(start):
+def test_a_reward_that_is_not_a_number_fails_only_the_evaluation_of_an_online_run(start):
     spec = {
         "kind": "train_online",
         "algorithm": "dqn",

@@ -64,7 +64,7 @@ def test_a_worker_that_imports_does_not_load_torch(start, upload, shared_data):
     assert "import 'torch'" not in log
 
 
-def test_data_that_is_wrong_leaves_nothing_behind(start, upload, tmp_path):
+def test_bad_data_leaves_nothing_behind(start, upload, tmp_path):
     worker = start("job-1", {"kind": "import", "dataset": "bad", "upload": upload(bad_file(tmp_path / "bad.hdf5"))})
     end = worker.end()
     assert end["state"] == "failed"
@@ -82,7 +82,7 @@ def test_bad_episodes_are_left_out_and_named_in_the_result(start, upload, tmp_pa
     info = DatasetInfo.model_validate(worker.of_type("dataset")[0]["dataset"])
     assert (info.episodes, info.skipped_episodes) == (4, 1)
     assert info.skipped[0].model_dump() == {"episode": 4, "row": 49, "why": "bad.hdf5: observations[49, 1] is nan"}
-    assert any("left out: episode 4" in each["message"] for each in worker.of_type("message"))
+    assert any("left out: episode 4" in event["message"] for event in worker.of_type("message"))
     # the next attempt, after a kill between the rename and the report, says the same
     again = start("job-1", spec, attempt=2)
     assert again.end()["reason"] == end["reason"] and again.of_type("dataset") != []
@@ -119,7 +119,7 @@ def test_a_folder_below_an_import_root_may_hold_no_links(start, shared_data, tmp
     assert "symbolic link" in end["error"]["message"]
 
 
-def test_a_name_that_is_taken_is_refused(start, upload, shared_data, tmp_path):
+def test_an_existing_name_is_refused(start, upload, shared_data, tmp_path):
     spec = {"kind": "import", "dataset": "cartpole", "upload": upload(shared_data / "cartpole-replay.hdf5")}
     assert start("job-1", spec).end()["state"] == "succeeded"
     before = EpisodeStore.open(tmp_path / "datasets" / "cartpole").snapshot()
@@ -175,7 +175,7 @@ def test_a_cancelled_import_leaves_nothing_behind(start, upload, shared_data, tm
     assert not (tmp_path / "datasets").exists() or folders(tmp_path) == []
 
 
-def test_an_import_whose_daemon_is_gone_ends_without_a_word(start, upload, shared_data, tmp_path):
+def test_an_import_whose_daemon_is_gone_ends_without_an_event(start, upload, shared_data, tmp_path):
     worker = start("job-1", {"kind": "import", "dataset": "hopper", "upload": upload(shared_data / "hopper-medium-replay.hdf5")})
     worker.close_stdin()
     assert worker.wait() != 0

@@ -17,7 +17,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 STOP_S = 10.0  # what a worker has for its checkpoint
 
 
-def test_a_spare_worker_waits_without_work_and_runs_the_job_as_its_own(imported, tmp_path, wait_for):
+def test_a_spare_worker_waits_idle_and_runs_the_job_like_any_worker(imported, tmp_path, wait_for):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "pendulum").symlink_to(imported["pendulum"]["path"])
     spec = {"kind": "train", "algorithm": "bc", "dataset": "pendulum", "steps": 20, "device": "auto", "runner": "eager"}
@@ -71,7 +71,7 @@ def test_a_spare_worker_ends_with_its_pipe(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [1, 4])
-def test_a_terminated_worker_has_its_checkpoint_in_time(train, wait_for, seeds):
+def test_a_terminated_worker_writes_its_checkpoint_in_time(train, wait_for, seeds):
     worker = train("job", "td3_bc", "pendulum", steps=10**6, seeds=list(range(seeds)))
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 10)
     wait_for(lambda: worker.signs[-1]["busy"] == "")  # signs of life come from the loop
@@ -86,7 +86,7 @@ def test_a_terminated_worker_has_its_checkpoint_in_time(train, wait_for, seeds):
     assert f"stopped with a checkpoint at step {int(checkpoint.stem)}" in worker.log.read_text()
 
 
-def test_a_worker_that_cannot_stop_ends_all_the_same_and_says_which_checkpoint_serves(train, wait_for):
+def test_a_worker_that_cannot_stop_is_ended_and_logs_the_last_checkpoint(train, wait_for):
     worker = train(
         "job",
         "discrete_bc",
@@ -105,6 +105,6 @@ def test_a_worker_that_cannot_stop_ends_all_the_same_and_says_which_checkpoint_s
     beats = len(worker.signs)
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 75  # within a deadline that is far from the hour for which it hangs
-    assert "the last checkpoint serves, of step 10" in worker.log.read_text()
+    assert "the job will continue from the checkpoint at step 10" in worker.log.read_text()
     assert len(worker.signs) == beats  # while it hung it gave no sign of life
     assert worker.of_type("end") == []

@@ -42,7 +42,7 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again_once(tmp_path):
     assert rows(run, "loss") == [*before, "3,30,10.0"]
 
 
-def test_tensorboard_reads_the_events_and_forgets_what_was_cut(tmp_path):
+def test_tensorboard_reads_the_events_and_ignores_cut_rows(tmp_path):
     run = RunFolder(tmp_path)
     first = MetricFiles(run, [0], interval=10)
     for step in (10, 20, 300):
@@ -76,7 +76,7 @@ def test_event_lines_are_json_whatever_the_numbers(tmp_path):
     assert json_safe({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}
 
 
-def test_evaluations_are_counted_since_the_last_that_was_better(tmp_path):
+def test_evaluations_are_counted_since_the_last_improvement(tmp_path):
     run = RunFolder(tmp_path)
     metrics = MetricFiles(run, [3], 10)
     for step, value in enumerate((1.0, 3.0, 3.05, 2.0, 4.0, 4.0), start=1):
@@ -132,7 +132,7 @@ def test_the_description_names_every_algorithm_with_its_settings():
     described = json.loads(done.stdout)
     assert "CartPole-v1" in described["environments"]
     assert "torch" in described["versions"]
-    algorithms = {each["name"]: each for each in described["algorithms"]}
+    algorithms = {entry["name"]: entry for entry in described["algorithms"]}
     assert {"bc", "td3_bc", "iql", "rebrac", "discrete_bc", "dqn", "double_dqn", "discrete_cql"} <= set(algorithms)
     setting = algorithms["td3_bc"]["config"]["critic_learning_rate"]
     assert (setting["type"], setting["default"], setting["low"], setting["exclusive_low"]) == ("float", 3e-4, 0.0, True)

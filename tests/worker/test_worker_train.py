@@ -36,7 +36,7 @@ def hidden(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("algorithm", "dataset"), [("td3_bc", "pendulum"), ("discrete_cql", "cartpole")])
-def test_a_run_that_was_killed_and_paused_ends_as_one_that_was_not(algorithm, dataset, train, wait_for):
+def test_a_killed_and_paused_run_ends_like_an_undisturbed_one(algorithm, dataset, train, wait_for):
     spec = {"steps": 240, "seeds": [0, 3], "eval_every": 80, "validation": 0.05, "config": {"batch_size": 32}}
     straight = train("straight", algorithm, dataset, **spec)
     assert straight.end()["state"] == "succeeded"
@@ -59,15 +59,15 @@ def test_a_run_that_was_killed_and_paused_ends_as_one_that_was_not(algorithm, da
     assert f"resumed from the checkpoint at step {step}" in [event["message"] for event in resumed.of_type("message")]
 
     patterns = ("checkpoints/*", "seed-*/metrics/*.csv", "config.json")
-    expected, found = contents(straight.run, *patterns), contents(resumed.run, *patterns)
-    assert list(found) == list(expected)
-    assert [name for name in found if found[name] != expected[name]] == []
-    assert [Path(name).stem for name in found if name.startswith("checkpoints")] == ["000000000080", "000000000160", "000000000240"]
+    expected, actual = contents(straight.run, *patterns), contents(resumed.run, *patterns)
+    assert list(actual) == list(expected)
+    assert [name for name in actual if actual[name] != expected[name]] == []
+    assert [Path(name).stem for name in actual if name.startswith("checkpoints")] == ["000000000080", "000000000160", "000000000240"]
     assert {path.name for path in resumed.run.glob("seed-*/policy-*")} == {"policy-000000000240.onnx"}
     assert hidden(resumed.run) == []
 
 
-def test_metrics_and_progress_say_what_happened(train):
+def test_metrics_and_progress_report_the_run(train):
     worker = train("job", "discrete_cql", "cartpole", steps=250, seeds=[1, 2], validation=0.2)
     assert worker.end()["state"] == "succeeded"
     lines = (worker.run / "seed-1" / "metrics" / "loss.csv").read_text().splitlines()
@@ -175,7 +175,7 @@ def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorit
     seed = spec.get("seeds", [0])[-1]
     path = run.run / f"seed-{seed}" / "policy-000000000002.onnx"
     of_the_run = path.read_bytes()
-    told = Policy(path).metadata
+    metadata = Policy(path).metadata
     path.unlink()
     assert start("with", {"kind": "export", "job": "job", "seed": seed}).end()["state"] == "succeeded"
     assert weights(path) == weights(of_the_run)
@@ -184,30 +184,30 @@ def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorit
         file.unlink() if not file.is_dir() else file.rmdir()
     without = start("without", {"kind": "export", "job": "job", "seed": seed})
     assert without.end()["state"] == "succeeded"
-    assert any("draws its own observations" in event["message"] for event in without.of_type("message"))
+    assert any("is checked on random observations" in event["message"] for event in without.of_type("message"))
     assert weights(path) == weights(of_the_run)
     again = Policy(path).metadata
     for name in ("space", "config", "dataset", "seed", "step", "job"):
-        assert again[name] == told[name], name
+        assert again[name] == metadata[name], name
     assert again["dataset"]["env_id"] is not None
-    assert again.get("returns") == told.get("returns")
+    assert again.get("returns") == metadata.get("returns")
 
 
-def test_of_the_checkpoints_of_evaluations_the_last_and_each_seeds_best_are_kept(train):
+def test_the_last_evaluation_checkpoints_and_each_seeds_best_are_kept(train):
     spec = {"steps": 60, "seeds": [0, 1], "eval_env": "Pendulum-v1", "eval_every": 10, "eval_episodes": 1}
     job = train("job", "bc", "pendulum", start_message={"keep_checkpoints": 2}, **spec)
     assert job.end()["state"] == "succeeded"
-    kept = {int(path.stem) for path in job.run.glob("checkpoints/*.safetensors")}
+    steps = {int(path.stem) for path in job.run.glob("checkpoints/*.safetensors")}
     best = set()
     for seed in (0, 1):
         rows = [line.split(",") for line in (job.run / f"seed-{seed}/metrics/return_mean.csv").read_text().splitlines()[1:]]
         assert [int(step) for _, step, _ in rows] == [10, 20, 30, 40, 50, 60]  # nothing else is forgotten
         best.add(max((float(value), int(step)) for _, step, value in rows)[1])
         assert len(list(job.run.glob(f"seed-{seed}/policy-*.onnx"))) == 6
-    assert kept == {50, 60} | best
+    assert steps == {50, 60} | best
 
 
-def test_a_job_whose_evaluations_get_no_better_ends_early(train):
+def test_a_job_whose_evaluations_do_not_improve_ends_early(train):
     """O21: the first evaluation is better than none, the next two are not by a million. Another attempt ends there too: the rows decide."""
     spec = {
         "steps": 100_000,
@@ -239,7 +239,7 @@ def weights(file) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("how", ["daemon gone", "SIGTERM"])
-def test_a_worker_that_must_stop_leaves_a_checkpoint_and_no_end(how, train):
+def test_a_worker_that_must_stop_leaves_a_checkpoint_and_no_end_event(how, train):
     worker = train("job", "bc", "pendulum", steps=1_000_000)
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 1)
     if how == "SIGTERM":
@@ -253,7 +253,7 @@ def test_a_worker_that_must_stop_leaves_a_checkpoint_and_no_end(how, train):
     assert hidden(worker.run) == []
 
 
-def test_a_cancelled_job_ends_at_once_with_no_half_files(train):
+def test_a_cancelled_job_ends_at_once_without_partial_files(train):
     worker = train("job", "bc", "pendulum", steps=1_000_000)
     worker.until(lambda event: event["type"] == "progress")
     worker.send({"type": "cancel"})
@@ -262,7 +262,7 @@ def test_a_cancelled_job_ends_at_once_with_no_half_files(train):
     assert hidden(worker.run) == []
 
 
-def test_a_job_that_is_stopped_before_it_began_says_so(train):
+def test_a_job_that_is_stopped_before_its_start_reports_that(train):
     worker = train("job", "bc", "pendulum", steps=100)
     worker.send({"type": "pause"})
     assert worker.end()["state"] == "paused"
@@ -307,7 +307,7 @@ def bad(code: str, *words: str, **spec):
         bad("unknown", "alhpa", config={"alhpa": 1.0}),
     ],
 )
-def test_what_is_wrong_is_said_before_training_starts(code, words, spec, train):
+def test_errors_are_reported_before_training_starts(code, words, spec, train):
     worker = train("job", spec.pop("algorithm", "td3_bc"), "pendulum", steps=100, **spec)
     end = worker.end()
     assert (end["state"], end["error"]["code"]) == ("failed", code)

@@ -26,15 +26,15 @@ def same(one, other):
 def tampered(run: Path, step: int, change: Callable[[torch.Tensor], object]) -> Path:
     """A checkpoint whose critics' parameters are changed: what a run that goes wrong looks like."""
     path = run / "checkpoints" / f"{step:012d}.safetensors"
-    state, told = checkpoint.read(path)
+    state, description = checkpoint.read(path)
     for name, value in state.items():
         if name.startswith("params/critic."):
             change(value)
-    checkpoint.write(path, state, {name: value for name, value in told.items() if name not in ("format", "crc32")})
+    checkpoint.write(path, state, {name: value for name, value in description.items() if name not in ("format", "crc32")})
     return path
 
 
-def test_more_steps_are_the_same_as_having_asked_for_them(train, tmp_path):
+def test_continuing_for_more_steps_equals_one_longer_run(train, tmp_path):
     spec = {"seeds": [0, 3], "config": {"batch_size": 32}}
     straight = train("job", "td3_bc", "pendulum", state=tmp_path / "straight", steps=120, **spec)
     assert straight.end()["state"] == "succeeded"
@@ -60,8 +60,8 @@ def test_a_job_starts_from_the_networks_of_another_and_keeps_them(train, tmp_pat
     for name in actor:
         torch.testing.assert_close(mine[name][0], first[name][1], rtol=0, atol=1e-9)
     assert mine["optimizer/train.critic/count"] == first["optimizer/train.critic/count"] + 1
-    kept, origin = job.run / "taken" / "start.safetensors", source.run / "checkpoints" / "000000000040.safetensors"
-    assert kept.stat().st_ino == origin.stat().st_ino
+    inherited, origin = job.run / "taken" / "start.safetensors", source.run / "checkpoints" / "000000000040.safetensors"
+    assert inherited.stat().st_ino == origin.stat().st_ino
 
     for path in sorted(source.run.rglob("*"), reverse=True):  # as if it were removed: the job has what it took
         path.unlink() if not path.is_dir() else path.rmdir()
@@ -81,7 +81,7 @@ def test_one_seed_that_diverges_leaves_the_others_alone(train, start):
     end = job.end()
     assert end["state"] == "succeeded"
     assert "of seed 0 became nan by step" in end["reason"]
-    assert any("the other seeds go on" in event["message"] for event in job.of_type("message"))
+    assert any("the other seeds continue" in event["message"] for event in job.of_type("message"))
     Policy(job.run / "seed-1" / "policy-000000000080.onnx")
     assert not (job.run / "seed-0" / "policy-000000000080.onnx").exists()
     assert path.exists()  # the last checkpoint at which its metrics were in order
@@ -91,7 +91,7 @@ def test_one_seed_that_diverges_leaves_the_others_alone(train, start):
     assert json.loads(rows[-1].split(",")[1]) <= 41
 
 
-def test_values_that_run_away_end_the_job_and_leave_a_checkpoint_from_before(train):
+def test_exploding_values_end_the_job_and_keep_an_earlier_checkpoint(train):
     spec = {"config": {"batch_size": 32}, "eval_every": 20}
     source = train("job", "td3_bc", "pendulum", steps=40, **spec)
     assert source.end()["state"] == "succeeded"
@@ -106,7 +106,7 @@ def test_values_that_run_away_end_the_job_and_leave_a_checkpoint_from_before(tra
 
 
 @pytest.mark.parametrize(("spec", "words"), [({"start": "source", "transfer": "all"}, "has no network 'critic'")])
-def test_what_does_not_fit_is_said(train, spec, words):
+def test_an_unfit_start_is_refused_with_a_reason(train, spec, words):
     assert train("source", "bc", "pendulum", steps=2).end()["state"] == "succeeded"
     end = train("job", "td3_bc", "pendulum", steps=2, **spec).end()
     assert (end["state"], end["error"]["code"]) == ("failed", "invalid_input")

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-DEADLINE_S = 180.0  # of a busy machine: a worker loads torch
+DEADLINE_S = 180.0  # enough for a busy machine: a worker loads torch
 
 
 class WorkerProcess:
     """One attempt at a job in a state folder.
 
     Attributes:
-        deadline_s: for every event and the end; seconds.
+        deadline_s: longest wait for each event and for the end, in seconds.
     """
 
     deadline_s = DEADLINE_S
@@ -38,7 +38,7 @@ class WorkerProcess:
 
     @classmethod
     def spare(cls, folder: Path) -> WorkerProcess:
-        """A worker that waits for a job: nothing is sent to it."""
+        """Start a worker that waits for a job; no start message is sent."""
         self = cls.__new__(cls)
         self.log = folder / "spare.log"
         self._start(folder, ["--spare"], {})
@@ -56,7 +56,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         self.seen: list[dict[str, Any]] = []
-        self.signs: list[dict[str, Any]] = []  # of life: by the pipe only, not in events.jsonl
+        self.signs: list[dict[str, Any]] = []  # signs of life: they go only through the pipe, not into events.jsonl
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -67,19 +67,19 @@ class WorkerProcess:
         self._events.put(None)
 
     def send(self, message: dict[str, Any]) -> None:
-        """One control line."""
+        """Send one control line."""
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
         self.process.stdin.flush()
 
     def close_stdin(self) -> None:
-        """What happens when the daemon dies."""
+        """Close the control pipe, as a dying daemon does."""
         self.process.stdin.close()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The next event of which ``wanted`` is true; fails with the log when the worker ends before it."""
+        """Return the next event for which ``wanted`` is true; fail with the log if the worker ends first."""
         deadline = time.monotonic() + self.deadline_s
         while True:
             try:
@@ -93,13 +93,13 @@ class WorkerProcess:
                 return event
 
     def end(self) -> dict[str, Any]:
-        """The end event; the process is gone after it, with exit status 0."""
+        """Return the end event; the process must then end with exit status 0."""
         event = self.until(lambda event: event["type"] == "end")
         assert self.wait() == 0
         return event
 
     def wait(self) -> int:
-        """The exit status, and all events read."""
+        """Read all remaining events; return the exit status."""
         status = self.process.wait(self.deadline_s)
         while (event := self._events.get(timeout=self.deadline_s)) is not None:
             self.seen.append(event)

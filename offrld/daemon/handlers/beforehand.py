@@ -14,7 +14,7 @@ from typing import Any
 from offrl.errors import InvalidInput, OffrlError, from_wire
 from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrl_store import EpisodeStore, Schema
-from offrld import fits, settings, told_spaces
+from offrld import environment_spaces, fits, settings
 from offrld.daemon.app import App
 from offrld.daemon.queue import datasets, job_record
 
@@ -60,7 +60,7 @@ async def _check_train(app: App, spec: TrainSpec, schema: Schema, algorithm: dic
         )
     fits.check_fits(schema, _settings(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
     if (env := spec.eval_env) is not None:
-        await _environment(app, env, lambda description: told_spaces.check(env, description, schema))
+        await _environment(app, env, lambda description: environment_spaces.check(env, description, schema))
 
 
 async def _check_env(app: App, spec: CollectSpec | TrainOnlineSpec, stored: Schema | None, catalog: dict[str, Any]) -> Schema | None:
@@ -73,7 +73,7 @@ async def _check_env(app: App, spec: CollectSpec | TrainOnlineSpec, stored: Sche
         schema = Schema.from_json(description["schema"])
         schemas.append(schema)
         if stored is not None:
-            told_spaces.check_steps(spec.env, schema, stored)
+            environment_spaces.check_steps(spec.env, schema, stored)
         if isinstance(spec, TrainOnlineSpec):
             algorithm = _algorithm(spec, catalog)
             actions = algorithm.get("actions", "both")
@@ -88,7 +88,7 @@ async def _check_env(app: App, spec: CollectSpec | TrainOnlineSpec, stored: Sche
     if not schemas:
         return None
     if isinstance(spec, TrainOnlineSpec) and (env := spec.eval_env) is not None and env != spec.env:
-        await _environment(app, env, lambda description: told_spaces.check(env, description, schemas[-1]))
+        await _environment(app, env, lambda description: environment_spaces.check(env, description, schemas[-1]))
     return schemas[-1]
 
 

@@ -227,7 +227,7 @@ class AttemptRunner:
             step = attempt.job.step
         attempt.silent = attempt.liveness.silence(step)
         log.warning("job %s: its worker hangs (%s) and is killed", attempt.job.id, attempt.silent)
-        attempt.worker.tell_where()
+        attempt.worker.dump_stacks()
         await asyncio.sleep(STACKS_S)
         attempt.worker.kill()
 
