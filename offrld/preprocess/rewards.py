@@ -60,7 +60,7 @@ class RewardScaler:
 
     def __post_init__(self) -> None:
         if self.multiplier == 0.0:
-            raise InvalidInput("multiplier is 0: no reward would be left", hint="give another number")
+            raise InvalidInput("multiplier is 0: no reward would be left", hint="pass another number")
         if self.type == "clip" and self.low is None and self.high is None:
             raise InvalidInput("clip without low or high", hint="for example low=-1 high=1")
         for low, high in (("low", "high"), ("minimum", "maximum"), ("return_min", "return_max")):

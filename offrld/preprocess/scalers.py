@@ -249,12 +249,12 @@ def observation_between(
         if spec.type not in ("none", "pixel", "min_max") and spec.mean is None:
             raise InvalidInput(
                 f"{spec.type} scaling of observations cannot be fitted from an environment's bounds",
-                hint="give observation_scaler.mean and std, or take min_max",
+                hint="pass observation_scaler.mean and std, or take min_max",
             )
         if spec.type == "min_max" and spec.minimum is None and not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise InvalidInput(
                 f"observation field {name!r} of the environment has elements without bounds",
-                hint="give observation_scaler.minimum and maximum",
+                hint="pass observation_scaler.minimum and maximum",
             )
         return lambda: iter((np.stack([low, high]),))
 
@@ -313,7 +313,7 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
         first = unbounded[0]
         raise InvalidInput(
             f"action dimension {first} has the bounds {low[first]:g} and {high[first]:g}: it cannot be scaled to [-1, 1]",
-            hint="give action_scaler.type=min_max with minimum and maximum",
+            hint="pass action_scaler.type=min_max with minimum and maximum",
         )
     return Affine.between(low, high, dtype, device)
 
@@ -322,7 +322,7 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
 def by_length(name: str, values: tuple[float, ...], length: int, of: str) -> np.ndarray:
     """The numbers of a setting as float64 ``[length]``; a single one is repeated. Raises `InvalidInput`."""
     if len(values) not in (1, length):
-        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"give one, or {length}")
+        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"pass one, or {length}")
     return np.broadcast_to(np.asarray(values, np.float64), length)
 
 

@@ -132,7 +132,7 @@ def space_of(
     )
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         if infer is None:
-            raise InvalidInput("the actions have no bounds", hint="give action_low and action_high")
+            raise InvalidInput("the actions have no bounds", hint="pass action_low and action_high")
         least, most = infer()
         low, high, source = np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, most), "inferred"
     if (low > high).any():

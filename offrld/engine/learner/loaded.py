@@ -202,7 +202,7 @@ def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mappin
 def seeds_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
     """As `loaded_of`; raises `InvalidInput` if there is not one seed."""
     if not (loaded := loaded_of(source)):
-        raise InvalidInput("the other run has no seed", hint="give a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput("the other run has no seed", hint="pass a learner, or what offrld.Loaded.read returns")
     return loaded
 
 
@@ -213,7 +213,7 @@ def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loa
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return [loaded for part in source for loaded in loaded_of(part)]
     if isinstance(source, Mapping) or not hasattr(source, "loaded"):
-        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="give a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="pass a learner, or what offrld.Loaded.read returns")
     return [source.loaded(seed) for seed in source.seeds]
 
 

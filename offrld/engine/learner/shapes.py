@@ -122,7 +122,7 @@ class Shapes:
 
 
 def _no_rewards() -> Any:
-    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="give its statistics: reward_scaler.mean, std")
+    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="pass its statistics: reward_scaler.mean, std")
 
 
 def _field(field: Any) -> Field:

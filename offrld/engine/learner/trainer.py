@@ -62,7 +62,7 @@ class Trainer:
             InvalidInput: the run has no dataset.
         """
         if not self.feeds:
-            raise InvalidInput("this learner has no dataset to train on", hint="give one when you create or load it, or use update(batch)")
+            raise InvalidInput("this learner has no dataset to train on", hint="pass one when you create or load it, or use update(batch)")
         end = self.step + updates
         while self.step < end:
             if before is not None:
