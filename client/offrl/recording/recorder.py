@@ -322,9 +322,9 @@ class Recorder:
         left = len(self.spool.ready())
         self._arrived = not left
         if left and self._sender is not None and wait_s is None:
-            why = f" ({self._sender.problem.message})" if self._sender.problem is not None else ""
+            why = f"; {self._sender.problem.message}" if self._sender.problem is not None else ""
             warnings.warn(
-                f"{counted(left, 'segment')} of episodes not sent yet, kept in the spool {self.spool.folder}{why}; "
+                f"unsent episodes remain in the spool {self.spool.folder} ({counted(left, 'segment')}{why}); "
                 f"the next recorder on it sends them, or `offrl spool push {self.spool.folder}`",
                 RecordingWarning,
                 stacklevel=2,
