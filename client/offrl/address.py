@@ -44,10 +44,18 @@ def resolve(url: str | None = None) -> str:
     raise NoDaemon(f"no daemon at {looked}", hint=START_HINT)
 
 
+def user_folder(variable: str, *below_home: str) -> str | None:
+    """Return the folder in an environment variable, else the one below the user's home; None for a user without a home."""
+    if named := os.environ.get(variable):
+        return named
+    home = os.path.expanduser("~")
+    return None if home == "~" else os.path.join(home, *below_home)  # unchanged: no HOME, and no entry in the list of users
+
+
 def usual_state_dirs() -> list[str]:
-    """Return the user's state folder, then the machine's."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return [os.path.join(base, "offrld"), "/var/lib/offrld"]
+    """Return the user's state folder, if the user has a home, then the machine's."""
+    base = user_folder("XDG_STATE_HOME", ".local", "state")
+    return [*([] if base is None else [os.path.join(base, "offrld")]), "/var/lib/offrld"]
 
 
 def socket_url(state_dir: str | os.PathLike[str]) -> str:

@@ -198,10 +198,9 @@ class Connection:
         return key
 
     def _no_key(self) -> NotAllowed:
-        where = keys.config_dir() / "offrl.key"
-        return NotAllowed(
-            f"the daemon at {self.url} accepts registered keys only; neither OFFRL_KEY nor {where} is a key file", hint=keys.NEW_HINT
-        )
+        folder = keys.config_dir()
+        absent = "OFFRL_KEY names no key file" if folder is None else f"neither OFFRL_KEY nor {folder / 'offrl.key'} is a key file"
+        return NotAllowed(f"the daemon at {self.url} accepts registered keys only; {absent}", hint=keys.NEW_HINT)
 
     def _handshake(self, context: zmq.Context, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
         """Open a socket and return what went wrong before the daemon proved its identity and let us in; None: nothing."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl import outfile
+from offrl.address import user_folder
 from offrl.errors import Conflict, InvalidInput, NotAllowed, Unknown, nearest
 from offrl_store.disk import sync_folder, write_atomic, write_new
 
@@ -77,9 +78,10 @@ class Entry:
 
 
 # ------------------------------------------------------------------------------------------------------------ the client's file
-def config_dir() -> Path:
-    """$XDG_CONFIG_HOME/offrl or ~/.config/offrl."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")) / "offrl"
+def config_dir() -> Path | None:
+    """Return $XDG_CONFIG_HOME/offrl or ~/.config/offrl; None for a user without a home."""
+    base = user_folder("XDG_CONFIG_HOME", ".config")
+    return None if base is None else Path(base) / "offrl"
 
 
 def find(url: str, named: str | os.PathLike[str] | None = None) -> Path | None:
@@ -97,7 +99,8 @@ def find(url: str, named: str | os.PathLike[str] | None = None) -> Path | None:
         return path
     host = url.partition("://")[2].rpartition(":")[0].strip("[]")
     names = ["offrl.key"] if "/" in host or not host else [f"{host}.key", "offrl.key"]
-    return next((path for name in names if (path := config_dir() / name).exists()), None)
+    folder = config_dir()
+    return None if folder is None else next((path for name in names if (path := folder / name).exists()), None)
 
 
 def read_client(path: Path) -> ClientKey:

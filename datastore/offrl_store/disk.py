@@ -141,12 +141,23 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o666, shared: bool = F
 def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write a file durably that appears whole or not at all. Raises `FileExistsError` if its name is taken.
 
-    A hard link gives the file its name: a rename would replace another file.
+    A hard link gives the file its name: a rename would replace another file. A file system without hard links first reserves the name with
+    an empty file, which the rename then replaces.
     """
     temporary = _temporary(path, shared=True)
     try:
         write_synced(temporary, data, mode=mode, new=True)
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            write_synced(path, b"", mode=mode, new=True)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                _discard(path)
+                raise
         sync_folder(path.parent)
     finally:
         _discard(temporary)

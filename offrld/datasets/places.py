@@ -16,7 +16,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from offrl.errors import DownloadFailed
+from offrl.address import user_folder
+from offrl.errors import DownloadFailed, InvalidInput
 
 ATARI = "gs://atari-replay-datasets/dqn"
 D4RL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
@@ -60,5 +61,7 @@ def check_downloads(name: str, folder: Path) -> None:
 
 
 def _folder(variable: str, below_home: str) -> Path:
-    # Unlike Path.expanduser, this takes a user who is not there, or who has no home, for a name.
-    return Path(os.path.expanduser(os.environ.get(variable) or os.path.join("~", below_home)))
+    folder = user_folder(variable, below_home)
+    if folder is None:
+        raise InvalidInput("this user has no home for published datasets", hint=f"name a folder with {variable}, or set HOME")
+    return Path(os.path.expanduser(folder))  # unlike Path.expanduser, it takes a user who is not there for a name

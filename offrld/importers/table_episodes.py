@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from offrl_store.errors import InvalidInput
 from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import Column
 from offrld.importers.table_values import FIRST_ROW, TableColumn
+
+
+def _same_number(value: Any) -> Any:
+    """Return the id of a text: ``0.0`` is the episode ``0``, because a column with gaps is often written as floats in part of a table."""
+    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", value) if isinstance(value, str) else value
 
 
 class EpisodeIds:
@@ -38,7 +44,7 @@ class EpisodeIds:
             array = pc.utf8_trim_whitespace(array)
         if not pa.types.is_dictionary(array.type):
             array = array.dictionary_encode()
-        values = array.dictionary.to_pylist()
+        values = [_same_number(value) for value in array.dictionary.to_pylist()]
         empty = [value is None or value != value or (isinstance(value, str) and value.casefold() in ("", "nan")) for value in values]
         codes = np.asarray(array.indices.fill_null(len(values)))
         wrong = np.flatnonzero(np.array([*empty, True])[codes])

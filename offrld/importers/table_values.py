@@ -181,7 +181,16 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
 
 
 def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int, spool: Spool) -> None:
-    """Raise `BadRow` for a whole number that no float holds; record the first value that float32 does not hold as written."""
+    """Raise `BadRow` for a whole number or a tiny one that no float holds; record the first value that float32 does not hold as written."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    zeros = np.flatnonzero(values == 0)
+    if len(zeros):
+        lost = pc.match_substring_regex(texts.take(pa.array(zeros)), "^[^eE]*[1-9]")
+        if pc.any(lost).as_py():
+            at = int(zeros[np.flatnonzero(lost.to_numpy(zero_copy_only=False))[0]])
+            _refuse(file, name, row, texts, at, "is closer to zero than any float", "write 0, or scale the column")
     large = np.flatnonzero(np.abs(values) >= EXACT)
     for at in large.tolist():
         text = texts[at].as_py()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl import outfile
 from offrl.errors import InvalidInput
 from offrld import engine, settings
 from offrld.state.files import write_json
@@ -36,6 +37,11 @@ class Learner(engine.Learner):
         from offrld.export.learner import export_learner  # imports onnx, which only an export needs
 
         return export_learner(self, path, self.trainer.run.seed(seed), force=force)
+
+    def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint as the engine's `save` does. Raises `InvalidInput` or `DiskFull` if the file cannot be written."""
+        with outfile.errors(path):
+            super().save(path, more)
 
     def check_export(self) -> None:
         """Raise `CheckFailed` if the present policy cannot be exported as ONNX."""

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from offrl.address import user_folder
 from offrl.errors import Conflict, DiskFull, InternalError, InvalidInput
 from offrl_store.errors import OffrlError
 from offrld.state.run_folder import RunFolder
@@ -174,11 +175,16 @@ def refused(error: OSError, what: str) -> OffrlError | None:
 
 
 def default_state_dir() -> Path:
-    """Return $OFFRLD_STATE_DIR, else a writable /var/lib/offrld for root, else $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
+    """Return $OFFRLD_STATE_DIR, else a writable /var/lib/offrld for root, else $XDG_STATE_HOME/offrld or ~/.local/state/offrld.
+
+    Raises `InvalidInput` for a user without a home.
+    """
     if named := os.environ.get("OFFRLD_STATE_DIR"):
         return Path(named)
     machine = Path("/var/lib/offrld")
     if os.geteuid() == 0 and machine.is_dir() and os.access(machine, os.W_OK):
         return machine
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    base = user_folder("XDG_STATE_HOME", ".local", "state")
+    if base is None:
+        raise InvalidInput("this user has no home for a state folder", hint="name it with --state-dir or OFFRLD_STATE_DIR, or set HOME")
     return Path(base) / "offrld"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import tempfile
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import offrl
-from offrl import address
+from offrl import address, keys
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
+from offrld.datasets import places
+from offrld.state.folder import default_state_dir
 
 
 @pytest.fixture
@@ -48,6 +51,27 @@ def test_the_users_daemon_is_found_without_any_setting(monkeypatch, short):
     monkeypatch.setenv("XDG_STATE_HOME", str(short))
     with listen(short / "offrld"):
         assert address.resolve() == f"ipc://{short}/offrld/run/offrld.sock"
+
+
+def test_a_user_without_a_home_gets_no_folder_named_by_a_tilde(monkeypatch, tmp_path):
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in a container that runs with a number for a user
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "OFFRLD_STATE_DIR", "OFFRL_KEY", "OFFRL_DATASETS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert address.usual_state_dirs() == ["/var/lib/offrld"]
+    assert keys.find("tcp://127.0.0.1:7733") is None
+    for make, way_out in ((default_state_dir, "--state-dir"), (places.stores_folder, "OFFRL_DATASETS")):
+        with pytest.raises(InvalidInput, match="this user has no home for") as caught:
+            make()
+        assert way_out in caught.value.hint
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    assert address.usual_state_dirs() == ["/srv/state/offrld", "/var/lib/offrld"]
+    assert default_state_dir() == Path("/srv/state/offrld")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stale_socket_of_the_user_does_not_hide_the_machines_daemon(monkeypatch, short):

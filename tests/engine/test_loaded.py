@@ -128,3 +128,14 @@ def test_an_input_is_what_another_run_learned(continuous_store, discrete_store, 
         Learner.create(other, other.configure(CHEAP), continuous_store, inputs={"policy": source})
     with pytest.raises(InvalidInput, match="takes a policy"):
         made(inputs={"policy": replace(Loaded.of(source), algorithm=replace(ALGORITHMS["bc"], acts=False))})
+
+
+@pytest.mark.parametrize("name", ["folder", "n" * 300, "file/below"])
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_one_line(continuous_store, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    learner = build(ALGORITHMS["bc"], continuous_store)
+    with pytest.raises(InvalidInput, match="cannot write") as caught:
+        learner.save(tmp_path / name)
+    assert caught.value.hint and "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"] and not list((tmp_path / "folder").iterdir())

@@ -142,6 +142,25 @@ def test_what_is_wrong_names_file_row_and_column(tmp_path, change, map, part):
     assert error.value.hint and "\n" not in str(error.value) and not (tmp_path / "store").exists()
 
 
+def test_an_id_written_as_a_float_in_part_of_a_table_is_one_episode(tmp_path):
+    path = write_csv(tmp_path / "t.csv", {**BASE, "ep": ["0", "0.0", "1.0", "1", "1.00"]})
+    store = import_into(path, tmp_path / "store", options={"map": MAP})
+    assert [episode.steps for episode in store.episodes] == [2, 3]
+
+
+def test_versions_as_ids_stay_apart(tmp_path):
+    path = write_csv(tmp_path / "t.csv", {**BASE, "ep": ["1.1", "1.1", "1.10", "1.10", "v1.0"]})
+    store = import_into(path, tmp_path / "store", options={"map": MAP})
+    assert [episode.steps for episode in store.episodes] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("text", ["1e-400", "-0.003E-390", "0." + "0" * 400 + "1"])
+def test_a_number_below_every_float_does_not_become_zero(tmp_path, text):
+    path = write_csv(tmp_path / "t.csv", {**BASE, "r": [0, "0e5", "-0.0", text, 1]})
+    with pytest.raises(InvalidInput, match=r"row 5, column 'r': '.* is closer to zero than any float"):
+        import_into(path, tmp_path / "store", options={"map": MAP})
+
+
 def test_numbers_of_any_length_in_names_order_columns(tmp_path):
     long = "obs_" + "1" * 5000
     path = write_csv(

@@ -67,6 +67,23 @@ def test_a_new_file_replaces_no_other(tmp_path: Path) -> None:
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode), names(tmp_path)) == (b"first", 0o600, ["file"])
 
 
+@pytest.mark.parametrize("code", disk.NO_LINK)
+def test_a_new_file_replaces_no_other_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "file"
+    disk.write_new(path, b"first", mode=0o600)
+    with pytest.raises(FileExistsError):
+        disk.write_new(path, b"second")
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode), names(tmp_path)) == (b"first", 0o600, ["file"])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        disk.write_new(tmp_path / "link", b"second")
+    assert names(tmp_path) == ["file", "link"]
+
+
 def test_a_temporary_name_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"kept")
     (tmp_path / ".file.tmp").symlink_to(tmp_path / "precious")

@@ -50,7 +50,10 @@ def new(
         server = keys.server_pair(folder).public
     if out == "-" and as_json:
         raise InvalidInput("- and --json both are for stdout", hint="name a file, or leave --json out")
-    path = Path(out) if out is not None else Path(f"{name}.key") if folder is not None else keys.config_dir() / "offrl.key"
+    home = keys.config_dir() if out is None and folder is None else Path()
+    if home is None:
+        raise InvalidInput("this user has no home for the key file", hint="name the file with --out, or set HOME")
+    path = Path(out) if out is not None else Path(f"{name}.key") if folder is not None else home / "offrl.key"
     if folder is not None:
         keys.add(folder, name, pair.public, role)
     try:

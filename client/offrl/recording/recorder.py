@@ -386,4 +386,4 @@ def default_spool(dataset: str) -> Path:
     try:
         return (Path(root) if root else Path.home() / ".local" / "share" / "offrl" / "spool") / dataset
     except RuntimeError:  # no HOME, and no entry in the list of users
-        raise InvalidInput("this user has no home folder for a spool", hint="pass spool=, or set OFFRL_SPOOL") from None
+        raise InvalidInput("this user has no home for a spool", hint="pass spool=, or set OFFRL_SPOOL") from None

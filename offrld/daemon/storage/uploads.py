@@ -26,7 +26,7 @@ from typing import Any
 from offrl.errors import Conflict, DiskFull, InvalidInput, LimitReached, NotAllowed, Unknown
 from offrl.job import JOB_PATTERN
 from offrl.wire import FileEntry, UploadInfo
-from offrl_store.disk import sync_folder, write_all, write_atomic
+from offrl_store.disk import sync_folder, write_all, write_atomic, write_synced
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.access.roles import OPERATOR
 from offrld.state.below import open_below, relative_parts
@@ -140,7 +140,7 @@ class Uploads:
             (folder / "files").joinpath(*relative_parts(file.path)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
             os.close(open_below(folder / "files", file.path, os.O_WRONLY | os.O_CREAT))
-        (folder / "owner").write_text(caller.name)
+        write_synced(folder / "owner", caller.name.encode())  # a power cut must not make the upload somebody else's
         self._owners[folder.name] = caller.name
         wanted = [file.model_dump() for file in files]
         write_atomic(folder / "manifest.json", json.dumps(wanted).encode())  # last: the upload exists from now on
