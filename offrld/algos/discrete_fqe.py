@@ -4,7 +4,7 @@
     L_Q = sum_i mean Huber(Q_i(s, a) - y)               (quantile Huber for the distributional Q functions)
 
 `policy` names the job whose policy is evaluated; that policy sees raw observations through its own scalers. The target network is copied
-every `target_update_interval` updates. The job has no policy of its own. Metrics: `loss`, `q_mean`.
+every `target_update_interval` updates. The job's policy is the evaluated policy. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations

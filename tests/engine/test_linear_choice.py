@@ -81,10 +81,10 @@ def test_a_checkpoint_whose_product_cannot_be_had_goes_on_by_torch_and_says_so(s
 
 @pytest.mark.parametrize("found", [True, False])
 def test_the_probe_decides_and_is_told(found, store_for, monkeypatch):
-    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (found, "7 us by oneDNN, 9 us by torch"))
+    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (found, "7 us with oneDNN, 9 us with torch"))
     lines, expected = [], "onednn" if found else "torch"
     assert learner_of("bc", store_for, lines).linear == expected
-    assert f"linear layers: by {expected}, because of 7 us by oneDNN, 9 us by torch" in lines
+    assert f"linear layers: by {expected}, because of 7 us with oneDNN, 9 us with torch" in lines
 
 
 def test_the_environment_stands_in_for_auto_and_is_overruled_by_the_option(store_for, monkeypatch):

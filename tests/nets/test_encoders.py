@@ -225,9 +225,9 @@ def test_the_defaults_are_those_of_nature_dqn_and_simba():
     ("values", "view", "words"),
     [
         ({}, (3, 20, 30), ["20 x 30", "[32, 8, 4, 64, 4, 2, 64, 3, 1]", "convolution 3 of size 3 gets 1 x 2", "filters"]),
-        ({"type": "pixel"}, (7,), ["'pixel' takes images", "(7,)"]),
-        ({"type": "dense"}, (3, 64, 64), ["'dense' takes vectors", "(3, 64, 64)"]),
-        ({"type": "pixel"}, {"camera": (3, 64, 64), "pose": (2,)}, ["'pixel' takes images", "'pose'"]),
+        ({"type": "pixel"}, (7,), ["'pixel' accepts images", "(7,)"]),
+        ({"type": "dense"}, (3, 64, 64), ["'dense' accepts vectors", "(3, 64, 64)"]),
+        ({"type": "pixel"}, {"camera": (3, 64, 64), "pose": (2,)}, ["'pixel' accepts only images", "'pose'"]),
         ({}, (4, 5), ["(4, 5)", "neither a vector nor an image"]),
     ],
 )
@@ -242,7 +242,7 @@ def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"filters": [32, 8]}, "filters takes three numbers for each convolution, got [32, 8]"),
+        ({"filters": [32, 8]}, "filters needs three numbers for each convolution, got [32, 8]"),
         ({"filters": []}, "got []"),
         ({"type": "vektor"}, "'type' takes one of default, vector"),
         ({"dropout": 1.0}, "'dropout' takes"),

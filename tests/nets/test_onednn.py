@@ -181,7 +181,7 @@ def probe(monkeypatch, tmp_path):
 
 
 @needs_onednn
-@pytest.mark.parametrize(("product", "text"), [(lambda *arguments: RIGHT(*arguments) * 1.01, "difference"), (slow, "us by oneDNN")])
+@pytest.mark.parametrize(("product", "text"), [(lambda *arguments: RIGHT(*arguments) * 1.01, "difference"), (slow, "us with oneDNN")])
 def test_the_probe_refuses_what_is_wrong_or_slow(probe, product, text):
     found, seen = probe(product)
     assert not found

@@ -100,13 +100,13 @@ def test_it_trains_to_the_bits_of_the_same_built_in_one_and_goes_through_a_check
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(Unknown, match="unknown type 'regresion' of Q functions"):
+    with pytest.raises(Unknown, match="unknown Q function type 'regresion'"):
         q_plugins.load("regresion")
     with pytest.raises(InvalidInput, match=r"'bare' of 'offrl.q_functions' \(offrl_test_q_bare\) has no function size, mean, errors"):
         Critics("q", 1, (4,), 2, Encoder(), QFunction(type="bare"))
-    with pytest.raises(InvalidInput, match="Q function 'sizeless' gives size 0"):
+    with pytest.raises(InvalidInput, match="Q function 'sizeless' returns the size 0"):
         Critics("q", 1, (4,), 2, Encoder(), QFunction(type="sizeless"))
-    with pytest.raises(InvalidInput, match="takes no options"):
+    with pytest.raises(InvalidInput, match="has no options"):
         QFunction(options={"quantiles": 3})
     with pytest.raises(InvalidInput, match=r"'q_function.n_quantiles' has no effect with q_function.type 'regression'"):
         settings.build(get("dqn").config, {"q_function": "regression", "q_function.n_quantiles": 7})
