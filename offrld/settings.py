@@ -109,8 +109,9 @@ class Setting:
     @classmethod
     def of_json(cls, name: str, entry: Mapping[str, Any]) -> Setting:
         """Read the output of `as_json`; keys of a later version are ignored."""
-        keys = {field.name for field in dataclasses.fields(cls)} - {"name", "only"}
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in keys}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in _PLAIN_KEYS
+        }
         return cls(name=name, only={other: tuple(words) for other, words in entry.get("only", {}).items()}, **values)
 
     def check(self, value: Any) -> Any:
@@ -221,9 +222,20 @@ def build(config: T, *layers: Mapping[str, Any]) -> T:
     return _replaced(config, merge(describe(config), *layers), "")
 
 
+_PLAIN_KEYS = frozenset(field.name for field in dataclasses.fields(Setting)) - {"name", "only"}
+
+
 def of_json(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Setting]:
     """Read an algorithm's settings from their JSON form, which is all that the daemon has; the result is that of `describe`."""
     return {name: Setting.of_json(name, entry) for name, entry in config.items()}
+
+
+def of_catalog(catalog: dict[str, Any], algorithm: str) -> dict[str, Setting]:
+    """Return the settings of an algorithm of a describe worker's catalog. They are read once and kept in the catalog."""
+    known: dict[str, dict[str, Setting]] = catalog.setdefault("settings", {})
+    if algorithm not in known:
+        known[algorithm] = of_json(next(entry["config"] for entry in catalog["algorithms"] if entry["name"] == algorithm))
+    return known[algorithm]
 
 
 def merge(known: Mapping[str, Setting], *layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"offrl_store": ROOT / "datastore" / "offrl_store", "offrl": ROOT / "client" / "offrl", "offrld": ROOT / "offrld"}
 
-# What each part of offrld may import of the others; everything may import offrl and offrl_store. `settings` and what stands directly
-# in offrld belongs to no part. Each line of the work plane contains those above it.
+# What each part of offrld may import of the others; everything may import offrl and offrl_store, `settings`, and the other files
+# directly in offrld. Each line of the work plane contains those above it.
 STATE = {"state"}
 PREPARATION = {"preprocess", "nets", "settings"}
 ENGINE = PREPARATION | STATE | {"engine"}
@@ -61,6 +61,7 @@ ROOMS = {
 }
 GROUND = {"offrld.engine": set(), "offrld.daemon": {"config", "settings_list", "logs", "passes"}}
 ABOVE_FOR = {("offrld.daemon", "handlers"): {"app"}}  # requests are answered with the whole daemon at hand
+FACES = {"docs", "embedded", "sb3", "sklearn"}  # files directly in offrld: import paths of users, and the generator of a page
 WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"} - STATE  # the daemon checks settings by their rules; no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
@@ -179,6 +180,20 @@ def test_an_algorithm_imports_engine_losses_and_nets_only() -> None:
         if not name.startswith("offrld.algos.") or not inside(imported, "offrld"):
             return False
         return part(imported) not in ("engine", "losses", "nets") and not inside(imported, "offrld.settings")
+
+    assert not broken(rule)
+
+
+def test_a_file_directly_in_offrld_imports_no_part_unless_it_is_a_public_face() -> None:
+    """Every part may import these files, so that they stand below all parts."""
+
+    def rule(name: str, imported: str) -> bool:
+        return (
+            name.startswith("offrld.")
+            and name.count(".") == 1
+            and part(name) not in FACES | set(MAY)
+            and part(imported) in set(MAY) - {"settings"}
+        )
 
     assert not broken(rule)
 

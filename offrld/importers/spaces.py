@@ -6,6 +6,7 @@ The file's own declaration comes first, then the ``action_space`` of the environ
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -128,7 +129,8 @@ def choices(n: Any, start: Any, origin: str, file: str) -> Choices:
 
     Raises `InvalidInput` for another start, and unless ``n`` is a whole number from 1 to `MAX_CHOICES`.
     """
-    if not isinstance(n, Real) or n != n // 1 or not 1 <= n <= MAX_CHOICES:
+    number: Any = n if isinstance(n, Real) else math.nan
+    if number != number // 1 or not 1 <= number <= MAX_CHOICES:
         raise InvalidInput(
             f"{file}: the number of actions is {n!r:.60}",
             hint=f"a policy has one output per action: a whole number from 1 to {MAX_CHOICES}",
@@ -137,7 +139,7 @@ def choices(n: Any, start: Any, origin: str, file: str) -> Choices:
         raise InvalidInput(
             f"{file}: the actions are numbered from {start}", hint="number them from 0, and add the offset in the environment"
         )
-    return Choices(origin, int(n))
+    return Choices(origin, int(number))
 
 
 def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Environment:

@@ -15,7 +15,7 @@ from offrl.errors import InvalidInput
 from offrl_store import Schema
 from offrld.algos import get
 from offrld.inprocess.learner import Learner
-from offrld.sources import opened
+from offrld.inprocess.sources import opened
 
 OWN = ("algorithm", "steps", "epochs", "preset", "seed", "device", "schema")
 

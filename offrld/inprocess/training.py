@@ -19,7 +19,7 @@ from offrld.engine.learner.loaded import Loaded, newest
 from offrld.engine.learner.shapes import Shapes
 from offrld.engine.updates import checkpoint
 from offrld.inprocess.learner import Learner
-from offrld.sources import opened
+from offrld.inprocess.sources import opened
 
 
 def train(

@@ -29,7 +29,7 @@ async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catal
     if isinstance(spec, TrainSpec):
         schema = stored
         if stored is not None:
-            await _check_train(app, spec, stored, _algorithm(spec, catalog))
+            await _check_train(app, spec, stored, catalog)
     else:
         schema = await _check_env(app, spec, stored, catalog)
         if schema is not None:
@@ -50,15 +50,16 @@ def _algorithm(spec: TrainSpec | TrainOnlineSpec, catalog: dict[str, Any]) -> di
     return next(algorithm for algorithm in algorithms if algorithm["name"] == spec.algorithm)
 
 
-async def _check_train(app: App, spec: TrainSpec, schema: Schema, algorithm: dict[str, Any]) -> None:
+async def _check_train(app: App, spec: TrainSpec, schema: Schema, catalog: dict[str, Any]) -> None:
     """Check the dataset of a train job, and the environment in which the job evaluates."""
+    algorithm = _algorithm(spec, catalog)
     info = await app.database.read(datasets.get, spec.dataset)
     if info.transitions == 0:
         raise InvalidInput(
             f"dataset {spec.dataset!r} has no transition: {info.episodes} episodes",
             hint=f"append episodes: `offrl datasets append {spec.dataset} SOURCE`",
         )
-    fits.check_fits(schema, _settings(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
+    fits.check_fits(schema, _settings(spec, catalog), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
     if (env := spec.eval_env) is not None:
         await _environment(app, env, lambda description: environment_spaces.check(env, description, schema))
 
@@ -77,7 +78,7 @@ async def _check_env(app: App, spec: CollectSpec | TrainOnlineSpec, stored: Sche
         if isinstance(spec, TrainOnlineSpec):
             algorithm = _algorithm(spec, catalog)
             actions = algorithm.get("actions", "both")
-            fits.check_fits(schema, _settings(spec, algorithm), algorithm=spec.algorithm, actions=actions, whose=spec.env)
+            fits.check_fits(schema, _settings(spec, catalog), algorithm=spec.algorithm, actions=actions, whose=spec.env)
 
     policy = None
     if isinstance(spec, CollectSpec) and spec.upload is not None:
@@ -118,12 +119,12 @@ async def _schema(app: App, dataset: str) -> Schema | None:
         return None
 
 
-def _settings(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(spec: TrainSpec | TrainOnlineSpec, catalog: dict[str, Any]) -> dict[str, Any]:
     """Return every setting by its dotted name: the default, unless the preset or the user overrides it."""
-    declared = settings.of_json(algorithm["config"])
+    declared = settings.of_catalog(catalog, spec.algorithm)
     values = {name: setting.default for name, setting in declared.items()}
     if spec.preset is not None:
-        values |= settings.resolve(algorithm["presets"][spec.preset], declared)
+        values |= settings.resolve(_algorithm(spec, catalog)["presets"][spec.preset], declared)
     return {name: value for name, value in (values | settings.resolve(spec.config, declared)).items() if value is not None}
 
 

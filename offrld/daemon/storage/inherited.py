@@ -45,7 +45,7 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
-    declared = settings.of_json(mine["config"])
+    declared = settings.of_catalog(catalog, spec.algorithm)
     chosen = {name: setting.default for name, setting in declared.items()}
     if spec.preset is not None:
         chosen |= settings.resolve(presets[spec.preset], declared)

@@ -248,7 +248,9 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
     try:
-        chosen = settings.merge(settings.of_json(algorithm["config"]), presets[spec.preset] if spec.preset is not None else {}, spec.config)
+        chosen = settings.merge(
+            settings.of_catalog(catalog, spec.algorithm), presets[spec.preset] if spec.preset is not None else {}, spec.config
+        )
     except InvalidInput as error:
         hint = error.hint.replace("`offrl algos NAME`", f"`offrl algos {spec.algorithm}`")
         raise type(error)(f"{spec.algorithm}: {error.message}", hint=hint) from None
