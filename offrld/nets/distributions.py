@@ -1,4 +1,4 @@
-"""Distributions over continuous actions: the diagonal normal, plain or tanh-squashed. Samples are reparametrised from the caller's noise."""
+"""Distributions over continuous actions: the diagonal normal, plain or tanh-squashed. Samples are reparametrised with the passed noise."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def test_images_go_through_the_residual_network(tmp_path):
 
 
 def test_a_dataset_is_refused(discrete_store):
-    with pytest.raises(InvalidInput, match="learns from its own play"):
+    with pytest.raises(InvalidInput, match="learns from its own rollouts"):
         build("ppo", discrete_store)
 
 

@@ -300,7 +300,7 @@ def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
         ({"momentum": 0.5}, "'o.momentum' has no effect with o.type 'adam'"),
         ({"warmup_steps": 5}, "'o.warmup_steps' has no effect with o.schedule 'none'"),
         ({"type": "rprop", "weight_decay": 0.1}, "'o.weight_decay' has no effect with o.type 'rprop'"),
-        ({"type": "sgd", "nesterov": True}, "o: nesterov needs a momentum above 0"),
+        ({"type": "sgd", "nesterov": True}, "o: nesterov needs momentum above 0"),
     ],
 )
 def test_settings_that_the_optimiser_would_not_read_are_refused(values, text):

@@ -106,7 +106,7 @@ class Actor:
             InvalidInput: an algorithm that learns from a dataset, or a wrong shape.
         """
         if self.run.algorithm.play is None:
-            raise InvalidInput(f"{self.run.algorithm.name} does not learn from its own play", hint="use sample")
+            raise InvalidInput(f"{self.run.algorithm.name} does not learn from its own rollouts", hint="use sample")
         with torch.no_grad():
             seen = self._seen(observations)
             noise = np.empty((_rows(seen), self.run.space.action_size), np.float32)

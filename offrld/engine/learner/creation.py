@@ -169,7 +169,7 @@ class _Bounds:
 def _space(algorithm: Algorithm, config: Any, store: EpisodeStore, bounds: _Bounds, log: Log) -> Space:
     """The spaces of a dataset, with the bounds that hold for its actions."""
     if algorithm.plays:
-        raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
+        raise InvalidInput(f"{algorithm.name} learns from its own rollouts, not from a dataset", hint="give it an environment")
     if store.transition_count == 0:
         raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
     limits, source = bounds.bounds, bounds.source or ("declared" if bounds.env_id is None else f"env:{bounds.env_id}")

@@ -243,4 +243,4 @@ def _of_seed(state: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
 
 
 def _no_seed(where: str, seed: int, trained: Any) -> Unknown:
-    return Unknown(f"{where}: seed {seed} was not trained", hint=f"trained: {', '.join(map(str, trained))}")
+    return Unknown(f"{where}: seed {seed} was not trained", hint=f"trained seeds: {', '.join(map(str, trained))}")
