@@ -263,7 +263,7 @@ def test_an_argument_of_the_wrong_kind_is_one_line(continuous_store, options):
 def test_an_evaluator_that_gives_no_number_is_named_and_numpys_numbers_are_taken(continuous_store):
     learner = build("bc", continuous_store)
     for evaluator in (lambda learner, episodes: None, lambda learner, episodes: {"first": 1.0}):
-        with pytest.raises(InvalidInput, match="the evaluator 'error' gives"):
+        with pytest.raises(InvalidInput, match="the evaluator 'error' returned"):
             learner.fit(1, evaluators={"error": evaluator})
     learner.fit(np.int64(2), steps_per_epoch=np.int32(1))
     assert learner.step == 4

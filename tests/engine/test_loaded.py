@@ -119,7 +119,7 @@ def test_an_input_is_what_another_run_learned(continuous_store, discrete_store, 
         assert seen.pop(0) is learner.inputs
     assert made().inputs == {}
 
-    with pytest.raises(Unknown, match="takes no input 'dynamics'"):
+    with pytest.raises(Unknown, match="has no input 'dynamics'"):
         made(inputs={"dynamics": source})
     with pytest.raises(InvalidInput, match="3 discrete actions, the dataset has 2 dimensions"):
         made(inputs={"policy": trained(ALGORITHMS["dqn"], discrete_store)})

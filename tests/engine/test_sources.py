@@ -81,7 +81,7 @@ def test_fit_trains_on_episodes_that_are_not_in_the_store():
     learner.fit(3, episodes=episodes()[:2])
     other.fit(3, episodes=[0, 1])
     assert np.array_equal(learner.predict(OBSERVED), other.predict(OBSERVED))
-    with pytest.raises(InvalidInput, match="prepares its own dataset"):
+    with pytest.raises(InvalidInput, match="preprocesses its dataset"):
         offrld.build("prdc", store, config=CONFIG).fit(3, episodes=episodes())
 
 
