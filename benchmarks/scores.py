@@ -141,7 +141,7 @@ def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """Format the Markdown table of docs/results.md."""
     lines = [
-        "| data | algorithm | updates | return per seed | mean | reference | normalised | reference | fetched file gives the same |",
+        "| data | algorithm | updates | return per seed | mean | reference | normalised | reference | fetched file has the same return |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:

@@ -49,7 +49,7 @@ def backup(client: Client, out: str | os.PathLike[str], *, keys: bool = False, p
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInput(f"{out} exists already", hint="name a new folder")
+        raise InvalidInput(f"{out} already exists", hint="name a new folder")
     frozen = client.request(build(wire.BeginBackup, keys=keys), timeout=BEGIN_S)
     part = out.with_name(f".{out.name}.part")
     try:

@@ -145,7 +145,7 @@ class Client(Session):
             InvalidInput: a value of the wrong type or out of range, a bad file, an algorithm that does not fit the data.
         """
         if seed is not None and seeds is not None:
-            raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="give one of them")
+            raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="pass one of them")
         chosen_seeds = [seed] if seed is not None else None if seeds is None else list(seeds)
         values = _without_none(
             algorithm=algorithm,
@@ -159,7 +159,7 @@ class Client(Session):
         try:
             start_at = at.timestamp() if isinstance(at, datetime) else at
         except (ValueError, OverflowError):  # a year that the time zone leads out of the calendar
-            raise InvalidInput(f"the start time {at} has no number of seconds", hint="give a time of the years to come") from None
+            raise InvalidInput(f"the start time {at} has no number of seconds", hint="pass a time in the coming years") from None
         return enqueue(self, spec, priority=priority, after=after, key=key, start_at=start_at, start_in_s=delay_s)
 
     def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:

@@ -199,7 +199,9 @@ class Connection:
 
     def _no_key(self) -> NotAllowed:
         where = keys.config_dir() / "offrl.key"
-        return NotAllowed(f"the daemon at {self.url} lets in known keys only, and neither OFFRL_KEY nor {where} is one", hint=keys.NEW_HINT)
+        return NotAllowed(
+            f"the daemon at {self.url} accepts registered keys only; neither OFFRL_KEY nor {where} is a key file", hint=keys.NEW_HINT
+        )
 
     def _handshake(self, context: zmq.Context, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
         """Open a socket and return what went wrong before the daemon proved its identity and let us in; None: nothing."""
@@ -231,7 +233,7 @@ class Connection:
             return None
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and key is not None:
             return NotAllowed(
-                f"the daemon at {self.url} does not let in the key {key.name!r} ({key.path})",
+                f"the daemon at {self.url} does not accept the key {key.name!r} ({key.path})",
                 hint=f"on its machine: offrl keys add {key.name} {key.public} --role ROLE",
             )
         spoken = address.mechanism(self.url) if event and self.url.startswith("tcp://") else ""

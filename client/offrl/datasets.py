@@ -168,7 +168,7 @@ class Datasets:
                 raise Unknown(f"there is neither a dataset nor a file {dataset!r}", hint="see `offrl datasets ls`, or correct the path")
         elif not isinstance(dataset, os.PathLike):
             raise InvalidInput(
-                f"dataset is a {type(dataset).__name__}: {dataset!r:.80}", hint="give a dataset's name or the path of a file"
+                f"dataset is a {type(dataset).__name__}: {dataset!r:.80}", hint="pass a dataset's name or the path of a file"
             )
         files = upload.scan(dataset)
         name = upload.content_name(files, dataset)
@@ -204,7 +204,7 @@ class Datasets:
             try:
                 named.find(source)
             except Unknown as error:
-                hint = error.hint if error.hint.startswith("did you mean") else "give the path of a file or a folder"
+                hint = error.hint if error.hint.startswith("did you mean") else "pass the path of a file or a folder"
                 raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=hint) from None
             return self._run(build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
@@ -261,7 +261,7 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
             path = Path(folder, "store")
             _write_episodes(path, source, schema)
         else:
-            raise InvalidInput(f"a {type(source).__name__} is not a source of data", hint="give a path, a dict of arrays, or episodes")
+            raise InvalidInput(f"a {type(source).__name__} is not a source of data", hint="pass a path, a dict of arrays, or episodes")
         yield upload.scan(path)
 
 
@@ -297,12 +297,12 @@ def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
     try:
         for number, episode in enumerate(episodes):
             if not isinstance(episode, Episode):
-                raise InvalidInput(f"item {number} is a {type(episode).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+                raise InvalidInput(f"item {number} is a {type(episode).__name__}, not an Episode", hint="pass offrl_store.Episode objects")
             if writer is None:
                 writer = EpisodeStore.create(path, schema).writer()
             writer.append(episode)
         if writer is None:
-            raise InvalidInput("there is no episode", hint="give at least one")
+            raise InvalidInput("there is no episode", hint="pass at least one")
         writer.commit()
     finally:
         if writer is not None:
@@ -325,12 +325,12 @@ def _schema_of(episodes: list[Any]) -> Any:
             return {name: fields(f"{role}.{name}", item) for name, item in value.items()}
         array = numbers(value, f"episode 0, field {role}")
         if not array.ndim:
-            raise InvalidInput(f"episode 0, field {role} is {value!r:.60}, not one row per step", hint="give an array, or a list")
+            raise InvalidInput(f"episode 0, field {role} is {value!r:.60}, not one row per step", hint="pass an array, or a list")
         return Field("float64" if untyped(value) and array.dtype.kind in "iu" and not whole else array.dtype, array.shape[1:])
 
     first = episodes[0]
     if not isinstance(first, Episode):
-        raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+        raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="pass offrl_store.Episode objects")
     actions = [
         numbers(episode.action, f"episode {number}, field action")
         for number, episode in enumerate(episodes)

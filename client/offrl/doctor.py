@@ -114,7 +114,7 @@ def _clock(client: Client) -> wire.Check:
     after = time.time()
     apart = max(before - there, there - after, 0.0)
     if apart < SKEW_S[0]:
-        return wire.Check(name="clock", status="ok", message=f"the daemon's agrees with this machine's within {SKEW_S[0]:g} s")
+        return wire.Check(name="clock", status="ok", message=f"the daemon's clock and this machine's agree within {SKEW_S[0]:g} s")
     return wire.Check(
         name="clock",
         status="warn" if apart < SKEW_S[1] else "fail",

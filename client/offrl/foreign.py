@@ -130,7 +130,7 @@ class ForeignPolicy(Policy):
         if value.ndim != 1 + len(shape) or value.shape[1:] != shape or value.dtype.kind not in "biuf":
             raise InvalidInput(
                 f"{name} is {value.dtype} of shape {value.shape[1:]}, the policy expects {dtype} of {shape}",
-                hint="give one observation as the environment gives it",
+                hint="pass one observation, as the environment returns it",
             )
         with np.errstate(over="ignore", invalid="ignore"):
             cast = value.astype(dtype)
@@ -147,7 +147,7 @@ def _array(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except ValueError:
         raise InvalidInput(
-            f"{name} is ragged: its rows differ in length", hint="give one observation as the environment gives it"
+            f"{name} is ragged: its rows differ in length", hint="pass one observation, as the environment returns it"
         ) from None
 
 

@@ -185,7 +185,7 @@ class _Steps(_Spec):
 
 
 class CollectSpec(_Steps):
-    """Collect steps of a policy."""
+    """Run a policy and store its steps in a dataset."""
 
     kind: Literal["collect"] = "collect"
     dataset: Name
@@ -261,7 +261,7 @@ class TrainOnlineSpec(_Steps):
 def taken(text: str) -> tuple[str, int | None]:
     """Return job and seed of JOB or JOB:SEED; raise `InvalidInput` for anything else."""
     if re.fullmatch(TAKEN_PATTERN, text) is None:
-        raise InvalidInput(f"{text!r} names no job", hint="give JOB, or JOB:SEED")
+        raise InvalidInput(f"{text!r} names no job", hint="pass JOB, or JOB:SEED")
     job, _, seed = text.partition(":")
     return job, int(seed) if seed else None
 

@@ -164,7 +164,7 @@ class Job:
         if kind not in FETCH_KINDS:
             raise InvalidInput(f"unknown kind of file {kind!r}", hint=f"kinds: {', '.join(FETCH_KINDS)}")
         if best and step is not None:
-            raise InvalidInput(f"both best and step={step} were given", hint="give one of them")
+            raise InvalidInput(f"both best and step={step} were given", hint="pass one of them")
         return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path, force=force)
 
     def download(

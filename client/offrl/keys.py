@@ -1,4 +1,4 @@
-"""CURVE keys as files: the client's key file, the daemon's own key, and the daemon's list of the clients that it lets in.
+"""CURVE keys as files: the client's key file, the daemon's own key, and the daemon's list of accepted clients.
 
 All are small TOML texts, with keys as 64 hexadecimal digits (a shell passes them on as they are).
 
@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = ("local", "anyone", "offrld")  # callers that are no keys
 FILE_LIMIT = 4096  # bytes of a key file
 MAX_CLIENTS = 10_000
-NEW_HINT = "a key is made by `offrl keys new NAME`, and let in by `offrl keys add NAME PUBLIC --role ROLE` on the daemon's machine"
+NEW_HINT = "create a key with `offrl keys new NAME`; register it with `offrl keys add NAME PUBLIC --role ROLE` on the daemon's machine"
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -177,7 +177,7 @@ def add(state_dir: Path, name: str, public: str, role: str) -> Entry:
     path = clients_dir(state_dir) / f"{name}.toml"
     hint = f"`offrl keys role {name} ROLE` changes its role, `offrl keys rm {name}` shuts it out"
     with _as_owner(state_dir):
-        _write_new(path, _entry_text(entry), f"{name!r} is listed already", hint)
+        _write_new(path, _entry_text(entry), f"{name!r} is already registered", hint)
     return entry
 
 
@@ -207,7 +207,7 @@ def remove(state_dir: Path, name: str) -> None:
 
 
 def entries(state_dir: Path) -> tuple[list[Entry], list[str]]:
-    """The list by name, and a line for each file in it that cannot be read (that client is not let in)."""
+    """The list by name, and a line for each file in it that cannot be read (that client is not accepted)."""
     found: list[Entry] = []
     wrong: list[str] = []
     try:
@@ -294,7 +294,7 @@ def _listed(state_dir: Path, name: str) -> Path:
     path = clients_dir(state_dir) / f"{name}.toml"
     if not NAME.fullmatch(name) or not path.exists():
         known = sorted(other.stem for other in clients_dir(state_dir).glob("*.toml"))
-        raise Unknown(f"no key {name!r} in {path.parent}", hint=nearest(name, known) or "`offrl keys ls` shows those that are let in")
+        raise Unknown(f"no key {name!r} in {path.parent}", hint=nearest(name, known) or "`offrl keys ls` lists the registered keys")
     return path
 
 

@@ -109,23 +109,23 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise InvalidInput(f"{name} is {value!r}", hint="give a number, or one for each episode") from None
+        raise InvalidInput(f"{name} is {value!r}", hint="pass a number, or one for each episode") from None
     if not np.isfinite(numbers).all():
-        raise InvalidInput(f"{name} is {value!r}", hint="give a finite number")
+        raise InvalidInput(f"{name} is {value!r}", hint="pass a finite number")
     return numbers
 
 
 def _per_episode(name: str, value: Any, batch: int) -> np.ndarray:
     value = np.asarray(value)
     if value.shape not in ((), (batch,)):
-        raise InvalidInput(f"{name} has shape {value.shape} for {batch} episodes", hint=f"give a number, or {batch} of them")
+        raise InvalidInput(f"{name} has shape {value.shape} for {batch} episodes", hint=f"pass a number, or {batch} of them")
     return np.broadcast_to(value, (batch,))
 
 
 def _flags(value: Any, batch: int) -> np.ndarray:
     flags = np.asarray(value)
     if flags.shape != (batch,) or flags.dtype.kind != "b":
-        raise InvalidInput(f"starts is {flags.dtype} of shape {flags.shape} for {batch} episodes", hint=f"give {batch} booleans")
+        raise InvalidInput(f"starts is {flags.dtype} of shape {flags.shape} for {batch} episodes", hint=f"pass {batch} booleans")
     return flags
 
 

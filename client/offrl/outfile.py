@@ -98,7 +98,7 @@ def place(path: str | os.PathLike[str]) -> Path | None:
     """
     name = os.fspath(path)
     if not name or "\0" in name:
-        raise InvalidInput(f"{name!r} is not the path of a file", hint="give the name of a file")
+        raise InvalidInput(f"{name!r} is not the path of a file", hint="pass the name of a file")
     with errors(path):
         try:
             kind = os.stat(path).st_mode
@@ -106,12 +106,12 @@ def place(path: str | os.PathLike[str]) -> Path | None:
             kind = stat.S_IFREG
         for is_kind, what in _REFUSED:
             if is_kind(kind):
-                raise InvalidInput(f"cannot write {path}: it is {what}", hint="give the name of a file")
+                raise InvalidInput(f"cannot write {path}: it is {what}", hint="pass the name of a file")
         if not stat.S_ISREG(kind) or _own_descriptor(path) is not None:
             return None
         target = Path(os.path.realpath(path))
         if name.endswith("/"):
-            raise InvalidInput(f"cannot write {path}: it names a folder", hint="give the name of a file")
+            raise InvalidInput(f"cannot write {path}: it names a folder", hint="pass the name of a file")
         os.stat(target.parent / ".")
         return target
 
@@ -184,7 +184,7 @@ def _opened(path: str | os.PathLike[str]) -> int:
                 raise
             if time.monotonic() >= end:
                 raise InvalidInput(
-                    f"cannot write {path}: nobody reads from this pipe", hint="start its reader first, or give the name of a file"
+                    f"cannot write {path}: nobody reads from this pipe", hint="start its reader first, or pass the name of a file"
                 ) from None
             time.sleep(0.05)
         else:

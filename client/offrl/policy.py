@@ -226,7 +226,7 @@ class Policy:
         if not isinstance(observation, Mapping):
             raise InvalidInput(
                 f"the observation is a {type(observation).__name__}; the policy expects the fields {names}",
-                hint=f"give a dict with the keys {names}",
+                hint=f"pass a dict with the keys {names}",
             )
         if name not in observation:
             present = ", ".join(map(str, observation)) or "none"
@@ -239,7 +239,7 @@ class Policy:
         value = _array(name, value, self.observation_dtypes[name])
         if value.shape != shape:
             batch = value.ndim and value.shape[1:] == shape
-            hint = "use predict() for a batch" if batch else "give one observation as the environment gives it"
+            hint = "use predict() for a batch" if batch else "pass one observation, as the environment returns it"
             raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {shape}", hint=hint)
         return value
 
@@ -284,7 +284,7 @@ def _array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
         try:
             value = np.asarray(value)
         except ValueError:
-            raise InvalidInput(f"{name} is ragged: its rows differ in length", hint=f"give an array of {dtype}") from None
+            raise InvalidInput(f"{name} is ragged: its rows differ in length", hint=f"pass an array of {dtype}") from None
     source = value.dtype
     if source.kind == "f" and dtype.kind == "f":
         # A dot product takes 0.5 us, np.isfinite(x).all() 3: below the limit every value is finite and fits float32.
@@ -312,7 +312,7 @@ def _finite(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Cast whole numbers to floats, or to other whole numbers that hold them."""
-    hint = f"give an array of {dtype}"
+    hint = f"pass an array of {dtype}"
     if value.dtype.kind not in "biu":
         raise InvalidInput(f"{name} has dtype {value.dtype}, the policy expects {dtype}", hint=hint)
     cast = value.astype(dtype)

@@ -207,16 +207,16 @@ def _observation_mismatch(policy: Policy, space: gymnasium.Space) -> str:
     given: Mapping[str, Any] = leaves(space)
     if "" in given:
         if len(shapes) > 1:
-            return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
+            return f"it has a single observation of shape {space.shape}, the policy expects the fields {', '.join(shapes)}"
         given = {next(iter(shapes)): space}
     for field, shape in shapes.items():
         if field not in given:
             return f"it has no observation field {field!r}, only {', '.join(given)}"
         if given[field].shape != shape:
-            return f"it gives {field} of shape {given[field].shape}, the policy expects {shape}"
+            return f"its {field} has shape {given[field].shape}, the policy expects {shape}"
         dtype = given[field].dtype
         if dtype is not None and dtype.kind == "f" and dtypes[field].kind != "f":
-            return f"it gives {field} as {dtype}, the policy expects {dtypes[field]}"
+            return f"its {field} has dtype {dtype}, the policy expects {dtypes[field]}"
     return ""
 
 
@@ -253,7 +253,7 @@ def _first_line(error: Any) -> str:
 
 def _at_least(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number of at least {least}")
+        raise InvalidInput(f"{name} is {value!r}", hint=f"pass a whole number of at least {least}")
 
 
 __all__ = ["MAX_STEPS", "Evaluation", "check_spaces", "evaluate", "make_env"]

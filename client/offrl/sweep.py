@@ -200,11 +200,11 @@ def _lists(grid: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _trial(values: dict[str, Any], seeds: tuple[int, ...], name: str) -> Trial:
     algorithm = values.get("algorithm")
     if not isinstance(algorithm, str):
-        raise InvalidInput(f"algorithm = {algorithm!r}: the sweep names no algorithm", hint="see `offrl algos`")
+        raise InvalidInput("the sweep file does not name an algorithm", hint='for example: algorithm = "rebrac"; `offrl algos` lists them')
     command = ONLINE if "env" in values else OFFLINE
     known = _OPTIONS[command]
     if command == OFFLINE and "dataset" not in values:
-        raise InvalidInput("the sweep names no dataset", hint='for example: dataset = "hopper"')
+        raise InvalidInput("the sweep file does not name a dataset", hint='for example: dataset = "hopper"')
     options = {key: value for key, value in values.items() if key in known}
     settings = {key: value for key, value in values.items() if key not in known and key != "algorithm"}
     return Trial(command, f"{name}_{_ranges(seeds)}", algorithm, seeds, options, settings)

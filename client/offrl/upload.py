@@ -55,7 +55,7 @@ def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
     try:
         mode = root.stat().st_mode
     except FileNotFoundError:
-        raise InvalidInput(f"no such file or folder: {str(source)!r}", hint="give the path of a dataset") from None
+        raise InvalidInput(f"no such file or folder: {str(source)!r}", hint="pass the path of a dataset") from None
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {str(source)!r}: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISREG(mode):
@@ -64,14 +64,14 @@ def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
         own = Path(os.path.abspath(root)).name.lstrip(".") or "folder"
         entries = sorted((f"{own}/{name}", path) for name, path in _walk(root))
         if not entries:
-            raise InvalidInput(f"the folder {str(source)!r} holds no files", hint="give the path of a dataset")
+            raise InvalidInput(f"the folder {str(source)!r} holds no files", hint="pass the path of a dataset")
         if len(entries) > MAX_FILES:
             raise InvalidInput(
                 f"the folder {str(source)!r} holds {len(entries)} files; an upload may have {MAX_FILES}",
                 hint="let the daemon read it from its own disk: put its folder into import_roots and use --on-daemon",
             )
     else:
-        raise InvalidInput(f"{str(source)!r} is neither a file nor a folder", hint="give the path of a dataset")
+        raise InvalidInput(f"{str(source)!r} is neither a file nor a folder", hint="pass the path of a dataset")
     return [_file(name, path) for name, path in entries]
 
 
@@ -222,7 +222,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
                 continue
             if path.is_symlink():
                 raise InvalidInput(
-                    f"{path} is a symbolic link, which is not followed", hint="copy the folder with `cp -rL` and give the copy"
+                    f"{path} is a symbolic link, which is not followed", hint="copy the folder with `cp -rL` and import the copy"
                 )
         for name in names:
             path = Path(folder, name)

@@ -60,7 +60,7 @@ class Outputs:
         if name not in self._out or key is None:
             return name in self._out
         if not isinstance(self._out[name], Mapping):
-            raise InvalidInput(f"out {name} is one array, the schema has several fields", hint="give a dict of arrays")
+            raise InvalidInput(f"out {name} is one array, the schema has several fields", hint="pass a dict of arrays")
         return key in self._out[name]
 
     def take(self, name: str, key: str | None, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -39,6 +39,6 @@ def as_array(value: Any, name: str) -> np.ndarray:
     except ValueError as error:
         if "inhomogeneous" in str(error):
             raise InvalidInput(f"{name}: not an array: rows differ in shape", hint="every row needs the same shape") from None
-        raise InvalidInput(f"{name} is not an array: {error}", hint="give numbers, one row per step") from None
+        raise InvalidInput(f"{name} is not an array: {error}", hint="pass numbers, one row per step") from None
     except (TypeError, RuntimeError, BufferError) as error:
-        raise InvalidInput(f"{name} is not an array: {str(error).splitlines()[0]}", hint="give numbers, one row per step") from None
+        raise InvalidInput(f"{name} is not an array: {str(error).splitlines()[0]}", hint="pass numbers, one row per step") from None

@@ -26,11 +26,11 @@ def numbers(value: Any, name: str) -> np.ndarray:
         content = {"U": "text", "S": "text", "O": "Python objects", "c": "complex numbers", "M": "times", "m": "times"}.get(dtype.kind)
         odd = [each for each in array.reshape(-1).tolist() if not isinstance(each, int | float)] if dtype.kind in "USO" else []
         shown = f": {short(odd[0])}" if odd else ""
-        raise InvalidInput(f"{name} holds {content or f'values of dtype {dtype}'}{shown}", hint="give numbers: an array, or a list of them")
+        raise InvalidInput(f"{name} holds {content or f'values of dtype {dtype}'}{shown}", hint="pass numbers: an array, or a list of them")
     if dtype == np.float64 and array.size and untyped(value) and np.abs(array).max() >= _WHOLE[8]:
         exactly = np.array(value, object)  # NumPy turns whole numbers beside a float, or both 2**63 and -1, into floats
         if not np.equal(array.astype(object), exactly).astype(bool).all():
-            raise InvalidInput(f"{name} holds whole numbers that no float holds: {short(value)}", hint="give an array of a dtype that does")
+            raise InvalidInput(f"{name} holds whole numbers that no float holds: {short(value)}", hint="pass an array of a dtype that does")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 

@@ -222,7 +222,7 @@ def _check_images(observations: np.ndarray) -> None:
     if observations.dtype != np.uint8:
         raise InvalidInput(
             f"images of dtype {observations.dtype}: observations of three dimensions are uint8",
-            hint="give the bytes, 0 to 255; a scaler divides them while training",
+            hint="pass the bytes, 0 to 255; a scaler divides them while training",
         )
     if shape[2] in (1, 3, 4) and shape[0] > 4:
         raise InvalidInput(f"images of shape {shape} look channel-last", hint="channels come first: observations.transpose(0, 3, 1, 2)")

@@ -66,7 +66,7 @@ class Index:
             lost[lost] = _find(self._without["first_row"], self._without["steps"], rows[lost])[0] < 0
         if lost.any():
             raise InvalidInput(
-                f"row {rows[lost][0]} is not a transition of the episodes to sample from", hint="give rows of the same episodes"
+                f"row {rows[lost][0]} is not a transition of the episodes to sample from", hint="pass rows of the same episodes"
             )
         numbers = (self.table[episode, 0] + t)[(episode >= 0) & (t < self.table[episode, 2])]
         if not len(numbers):

@@ -32,7 +32,7 @@ def checked(metadata: Mapping[str, Any] | None) -> str | None:
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"metadata is not a JSON object: {error}") from error
     except RecursionError:
-        raise InvalidInput("metadata is nested too deeply", hint="give JSON with fewer levels") from None
+        raise InvalidInput("metadata is nested too deeply", hint="pass JSON with fewer levels") from None
 
 
 def dump_line(number: int, text: str) -> bytes:

@@ -251,7 +251,7 @@ def select(
     if top_fraction is not None:
         fraction = number(top_fraction, "top_fraction", 0.0, 1.0)
         if fraction == 0.0:
-            raise InvalidInput("top_fraction 0 leaves no episode", hint="give a number above 0 and at most 1")
+            raise InvalidInput("top_fraction 0 leaves no episode", hint="pass a number above 0 and at most 1")
         count = math.ceil(fraction * len(numbers) - 1e-9)
         numbers = np.sort(numbers[np.argsort(-records["return"][numbers], kind="stable")[:count]])
     return numbers

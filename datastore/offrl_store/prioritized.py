@@ -56,7 +56,7 @@ class PrioritizedSampler(TransitionSampler):
         if episodes is not None:
             episodes = self._episodes = np.unique(episode_numbers(store, episodes))
         if options.get("rows") is not None:
-            raise InvalidInput("a prioritized sampler has no option 'rows'", hint="give episodes")
+            raise InvalidInput("a prioritized sampler has no option 'rows'", hint="pass episodes")
         self._max_priority = 1.0
         super().__init__(store, batch_size=batch_size, seed=seed, episodes=episodes, out=out, stream=STREAM, **options)
 
@@ -158,7 +158,7 @@ class PrioritizedSampler(TransitionSampler):
             index = np.where((t >= 0) & (t < table[episode, 2]), table[episode, 0] + t, -1)
         wrong = (index < 0) | (index >= self.transition_count)
         if wrong.any():
-            raise InvalidInput(f"{label} {original[wrong][0]} is not a transition of this sampler", hint="give batch.index")
+            raise InvalidInput(f"{label} {original[wrong][0]} is not a transition of this sampler", hint="pass batch.index")
         return index
 
     # --- Growing, saving -----------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class PrioritizedSampler(TransitionSampler):
         """
         missing = [name for name in STATE if name not in state]
         if missing:
-            raise InvalidInput(f"the state has no {missing[0]!r}", hint="give what state_dict() returned")
+            raise InvalidInput(f"the state has no {missing[0]!r}", hint="pass what state_dict() returned")
         for name, own in (("alpha", self._alpha), ("eps", self._eps)):
             if state[name] != own:
                 raise InvalidInput(

@@ -102,7 +102,7 @@ class Layout:
         except (KeyError, TypeError, IndexError):
             pass
         names = ", ".join(str(column.key) for column in columns) or "none"
-        raise InvalidEpisode(f"a step: {role} does not have the fields of the schema", hint=f"give a dict with these fields: {names}")
+        raise InvalidEpisode(f"a step: {role} does not have the fields of the schema", hint=f"pass a dict with these fields: {names}")
 
     def place(self, env: int) -> Path:
         """Return the name of a new file; the first call creates the folder."""

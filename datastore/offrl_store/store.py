@@ -45,7 +45,7 @@ class EpisodeStore(StoreReader):
         limit = eviction.checked_limit(limit_transitions, limit_bytes)
         path = Path(os.path.abspath(path))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise StoreExists(f"{path} exists already", hint="choose another path, or open the store that is there")
+            raise StoreExists(f"{path} already exists", hint="choose another path, or open the store that is there")
         temporary = path.parent / f".{path.name}.creating-{secrets.token_hex(4)}"
         with disk_errors(path):
             try:
@@ -60,7 +60,7 @@ class EpisodeStore(StoreReader):
                 try:
                     publish(temporary, path)
                 except FileExistsError as error:
-                    raise StoreExists(f"{path} exists already", hint="another process created it just now") from error
+                    raise StoreExists(f"{path} already exists", hint="another process created it just now") from error
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise

@@ -55,7 +55,7 @@ def concat(path: str | os.PathLike[str], parts: Sequence[EpisodeStore | EpisodeL
     """
     lists = _lists(parts)
     if not lists:
-        raise InvalidInput("there is no store to join", hint="give at least one store")
+        raise InvalidInput("there is no store to join", hint="pass at least one store")
     _check_fields(lists[0].store, lists)
     joined = EpisodeStore.create(path, lists[0].store.schema, **limit)
     try:

@@ -137,7 +137,7 @@ class Collector:
         if per_batch % n:
             below, above = per_batch // n * n, -(-per_batch // n) * n
             raise InvalidInput(
-                f"frames_per_batch {per_batch} is not a multiple of the {n} environments", hint=f"give {below or n} or {above}"
+                f"frames_per_batch {per_batch} is not a multiple of the {n} environments", hint=f"pass {below or n} or {above}"
             )
         self.total_frames = total if total == -1 else _whole("total_frames", total, 1)
         if total != -1 and total % per_batch and trajs is None:
@@ -145,7 +145,7 @@ class Collector:
         _whole("init_random_frames", max(0, random or 0), 0)
         self._trajs = None if trajs is None else _whole("trajs_per_batch", trajs, 1)
         if trajs is not None and split:
-            raise InvalidInput("trajs_per_batch gives split trajectories already", hint="leave split_trajs out")
+            raise InvalidInput("trajs_per_batch already returns split trajectories", hint="leave split_trajs out")
 
     @property
     def frames(self) -> int:
@@ -170,7 +170,7 @@ class Collector:
     def store_writer(self) -> Writer:
         """The writer; raises `InvalidInput` without a store."""
         if self.stepper.writer is None:
-            raise InvalidInput("there is no store to collect into", hint="give into=, or ask for batches")
+            raise InvalidInput("there is no store to collect into", hint="pass into=, or ask for batches")
         return self.stepper.writer
 
     @property
@@ -303,7 +303,7 @@ def collect(env: Any, policy: Any = None, *, steps: int, into: EpisodeStore | st
 
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least}")
+        raise InvalidInput(f"{name} is {value!r}", hint=f"pass a whole number from {least}")
     return int(value)
 
 

@@ -47,12 +47,12 @@ class Environments:
         import gymnasium
 
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidInput(f"envs is {count!r}", hint="give a whole number from 1")
+            raise InvalidInput(f"envs is {count!r}", hint="pass a whole number from 1")
         if vectorization not in ("sync", "async"):
             raise InvalidInput(f"vectorization {vectorization!r}", hint="sync or async")
         made = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or (hasattr(env, "step") and not isinstance(env, type))
         if not made and not isinstance(env, str) and not callable(env):
-            raise InvalidInput(f"{env!r} is not an environment", hint="give an id, an environment, or a function that makes one")
+            raise InvalidInput(f"{env!r} is not an environment", hint="pass an id, an environment, or a function that makes one")
         maker = partial(make_env, env) if isinstance(env, str) else None if made else env
         name = None
         self.owned = maker is not None
@@ -60,7 +60,7 @@ class Environments:
         self.reset: Callable[..., Any]
         if count > 1 or vectorization == "async":
             if maker is None:
-                raise InvalidInput(f"{count} environments cannot be made from one that exists already", hint="give its id, or a function")
+                raise InvalidInput(f"{count} environments cannot be made from one that already exists", hint="pass its id, or a function")
             env, name = _vector(maker, count, vectorization)
         elif maker is not None:
             env = calls.made_by(maker)

@@ -36,7 +36,7 @@ def collect_episodes(
     """
     lengths = [length for length in (steps, episodes) if length is not None]
     if len(lengths) != 1 or isinstance(lengths[0], bool) or not isinstance(lengths[0], int) or lengths[0] < 1:
-        raise InvalidInput(f"steps={steps}, episodes={episodes}", hint="give one of them, a positive whole number")
+        raise InvalidInput(f"steps={steps}, episodes={episodes}", hint="pass one of them, a positive whole number")
     owned = isinstance(env, str)
     environment = make_env(env) if owned else env
     calls.spaces_of(environment)

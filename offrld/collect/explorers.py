@@ -41,7 +41,7 @@ class LinearDecayEpsilonGreedy:
         _share("start_epsilon", self.start_epsilon)
         _share("end_epsilon", self.end_epsilon)
         if isinstance(self.duration, bool) or not isinstance(self.duration, int) or self.duration < 1:
-            raise InvalidInput(f"duration is {self.duration!r}", hint="give a whole number of steps from 1")
+            raise InvalidInput(f"duration is {self.duration!r}", hint="pass a whole number of steps from 1")
 
     def epsilon_at(self, step: int) -> float:
         """The probability after ``step`` steps, by d3rlpy's rule."""
@@ -58,7 +58,7 @@ class NormalNoise:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std >= 0):
-            raise InvalidInput(f"noise of mean {self.mean!r} and std {self.std!r}", hint="give finite numbers, std from 0")
+            raise InvalidInput(f"noise of mean {self.mean!r} and std {self.std!r}", hint="pass finite numbers, std from 0")
 
 
 Explorer = ConstantEpsilonGreedy | LinearDecayEpsilonGreedy | NormalNoise
@@ -78,7 +78,7 @@ class Exploring:
 
     def __init__(self, behaviour: Behaviour | BatchBehaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
         if isinstance(random_steps, bool) or not isinstance(random_steps, int) or random_steps < 0:
-            raise InvalidInput(f"random_steps is {random_steps!r}", hint="give a whole number from 0")
+            raise InvalidInput(f"random_steps is {random_steps!r}", hint="pass a whole number from 0")
         self.behaviour: Any = behaviour
         self.explorer, self.random_steps = explorer, random_steps
         self.name = behaviour.name
@@ -177,7 +177,7 @@ def explorer_of(
         InvalidInput: both kinds, half of a decay, or numbers out of range.
     """
     if (epsilon_end is None) != (epsilon_steps is None):
-        raise InvalidInput(f"epsilon_end={epsilon_end} and epsilon_steps={epsilon_steps} go together", hint="give both, or none")
+        raise InvalidInput(f"epsilon_end={epsilon_end} and epsilon_steps={epsilon_steps} go together", hint="pass both, or none")
     if noise is not None and (epsilon is not None or epsilon_end is not None):
         raise InvalidInput(f"both epsilon and noise={noise:g} were given", hint="explore in one way")
     if noise is not None:
@@ -207,7 +207,7 @@ def _never(count: int) -> np.ndarray:
 
 def _share(name: str, value: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
-        raise InvalidInput(f"{name} is {value!r}", hint="give a probability from 0 to 1")
+        raise InvalidInput(f"{name} is {value!r}", hint="pass a probability from 0 to 1")
 
 
 __all__ = ["ConstantEpsilonGreedy", "Explorer", "Exploring", "LinearDecayEpsilonGreedy", "NormalNoise", "explorer_of"]

@@ -81,7 +81,7 @@ class OnPolicy:
             if self.collector.envs.mode == "next_step":
                 raise InvalidInput(
                     "these environments spend a step on their reset, and a rollout has no place for it",
-                    hint="give an id, or AutoresetMode.SAME_STEP or DISABLED",
+                    hint="pass an id, or AutoresetMode.SAME_STEP or DISABLED",
                 )
             if self._rows < learner.config.batch_size:
                 raise InvalidInput(

@@ -116,12 +116,12 @@ class OnlineTraining:
             ("updates", updates),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
-                raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least[name]}")
+                raise InvalidInput(f"{name} is {value!r}", hint=f"pass a whole number from {least[name]}")
         self.learner, self._start, self._interval, self._updates = learner, update_start, update_interval, updates
         self._behaviour = Exploring(LearnerBehaviour(learner), explorer, random_steps)
         envs = Environments(env)
         if envs.vector is not None:
-            raise InvalidInput("online training takes one environment", hint="give a single one")
+            raise InvalidInput("online training takes one environment", hint="pass a single one")
         self._owned = envs if envs.owned else None
         try:
             check_learner(learner, envs.observation_space, envs.action_space, envs.name)
@@ -137,9 +137,9 @@ class OnlineTraining:
         self._offline, self._share = offline, offline_share
         if offline is not None:
             if not 0.0 < offline_share < 1.0:
-                raise InvalidInput(f"offline_share is {offline_share!r}", hint="give a share of the batch above 0 and below 1")
+                raise InvalidInput(f"offline_share is {offline_share!r}", hint="pass a share of the batch above 0 and below 1")
             if not offline.schema.same_fields(self.store.schema):
-                raise InvalidInput("the offline dataset has other fields than the environment", hint="give a dataset of this environment")
+                raise InvalidInput("the offline dataset has other fields than the environment", hint="pass a dataset of this environment")
         self.step = 0
         self.returns: list[float] = []
         self.spent = {"environment": 0.0, "sample": 0.0, "update": 0.0}

@@ -44,7 +44,7 @@ def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour
         return ModelBehaviour(policy, deterministic=bool(deterministic))
     if callable(policy):
         return FunctionBehaviour(policy)
-    raise InvalidInput(f"{type(policy).__name__} does not act", hint="give a policy file, a learner, a model with predict, or a function")
+    raise InvalidInput(f"{type(policy).__name__} does not act", hint="pass a policy file, a learner, a model with predict, or a function")
 
 
 class PolicyBehaviour:

@@ -31,7 +31,7 @@ class StepWatch:
 
     def __init__(self, seconds: float, given_up: Callable[[str], None] | None = None) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
-            raise InvalidInput(f"step_timeout_s is {seconds!r}", hint="give seconds, a positive number")
+            raise InvalidInput(f"step_timeout_s is {seconds!r}", hint="pass seconds, a positive number")
         if threading.current_thread() is not threading.main_thread():
             raise InvalidInput("a step time-out works in the main thread only", hint="collect there, or in worker processes")
         self._seconds, self._given_up = float(seconds), given_up

@@ -72,9 +72,9 @@ class _Workers(abc.ABC):
         several = isinstance(create_env_fn, Sequence) and not isinstance(create_env_fn, str)
         makers = list(create_env_fn) if several else [create_env_fn] * (num_workers or 1)
         if not makers or (several and num_workers not in (None, len(makers))):
-            raise InvalidInput(f"num_workers is {num_workers} for {len(makers)} environments", hint="give one for each worker")
+            raise InvalidInput(f"num_workers is {num_workers} for {len(makers)} environments", hint="pass one for each worker")
         if num_workers is not None and num_workers < 1:
-            raise InvalidInput(f"num_workers is {num_workers!r}", hint="give a whole number from 1")
+            raise InvalidInput(f"num_workers is {num_workers!r}", hint="pass a whole number from 1")
         if frames_per_batch < len(makers):
             raise InvalidInput(f"frames_per_batch {frames_per_batch} for {len(makers)} workers", hint="give each at least one step")
         self.frames_per_batch, self.total_frames, self.num_workers = frames_per_batch, total_frames, len(makers)
@@ -178,7 +178,7 @@ class _Workers(abc.ABC):
         if weights is None:
             behaviour = as_behaviour(self._policy)
             if not hasattr(behaviour, "weights"):
-                raise InvalidInput(f"{behaviour.name} has no weights to send", hint="give weights: name -> array")
+                raise InvalidInput(f"{behaviour.name} has no weights to send", hint="pass weights: name -> array")
             weights = behaviour.weights()
         for number in range(self.num_workers):
             self.pool.send(number, {"do": "weights"}, weights)
@@ -248,7 +248,7 @@ class MultiSyncCollector(_Workers):
         **options: Any,
     ) -> None:
         if preemptive_threshold is not None and not 0.0 < preemptive_threshold <= 1.0:
-            raise InvalidInput(f"preemptive_threshold is {preemptive_threshold!r}", hint="give a share of the workers, above 0 and up to 1")
+            raise InvalidInput(f"preemptive_threshold is {preemptive_threshold!r}", hint="pass a share of the workers, above 0 and up to 1")
         if cat_results not in ("time", "stack"):
             raise InvalidInput(f"cat_results is {cat_results!r}", hint="time or stack")
         super().__init__(create_env_fn, policy, **options)

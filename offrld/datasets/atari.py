@@ -38,7 +38,7 @@ def open_named(
     """
     numbers = epochs if epochs is not None else [named.epoch] if named.epoch else list(range(1, LAST_EPOCH + 1))
     if not isinstance(numbers, list) or not numbers or any(type(each) is not int or not 1 <= each <= LAST_EPOCH for each in numbers):
-        raise InvalidInput(f"epochs is {numbers!r}", hint=f"give a list of epochs, 1 to {LAST_EPOCH}")
+        raise InvalidInput(f"epochs is {numbers!r}", hint=f"pass a list of epochs, 1 to {LAST_EPOCH}")
     if fraction is None:
         fraction = 1.0 if named.epoch else FRACTION
     files = [find_epoch(named.game, named.index, number, message, progress) for number in numbers]

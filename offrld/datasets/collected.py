@@ -31,7 +31,7 @@ def open_named(named: Named, message: Callable[[str], None], seed: int = 0, step
     """Make a source that collects the episodes of a name on demand. Raises `InvalidInput`."""
     for option, value, least in (("seed", seed, 0), ("steps", steps, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInput(f"{option} is {value!r}", hint=f"give a whole number from {least}")
+            raise InvalidInput(f"{option} is {value!r}", hint=f"pass a whole number from {least}")
     env = make_env(COLLECTED[named.name])
     env.reset(seed=seed)
     env.action_space.seed(seed)

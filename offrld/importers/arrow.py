@@ -75,7 +75,7 @@ def to_numpy(array: Any, file: str, key: str, row: int = 0, flaws: dict[int, str
         return filled
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        raise InvalidInput(f"{file}: {key!r} holds {kind}, not numbers", hint="give numbers or lists of numbers")
+        raise InvalidInput(f"{file}: {key!r} holds {kind}, not numbers", hint="pass numbers or lists of numbers")
     if not valid.all():
         array = array.fill_null(pa.scalar(float("nan") if pa.types.is_floating(kind) else 0, pa.float64()).cast(kind))
     return array.to_numpy(zero_copy_only=False)

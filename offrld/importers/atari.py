@@ -133,9 +133,9 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
     Raises `InvalidInput`.
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise InvalidInput(f"fraction is {fraction!r}", hint="give the share of each epoch's steps: above 0, at most 1")
+        raise InvalidInput(f"fraction is {fraction!r}", hint="pass the share of each epoch's steps: above 0, at most 1")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidInput(f"seed is {seed!r}", hint="give a whole number from 0")
+        raise InvalidInput(f"seed is {seed!r}", hint="pass a whole number from 0")
     messages: list[str] = []
     env_id = epochs[0].env_id
     space = probe_environment(env_id, epochs[0].files["observation"].parent.name, messages).space  # once for all epochs

@@ -41,7 +41,7 @@ class Column:
 
     def __post_init__(self) -> None:
         if len(self.data.shape) == 0:
-            raise InvalidInput(f"{self.file}: {self.key!r} is a single value, not an array of steps", hint="give one row per step")
+            raise InvalidInput(f"{self.file}: {self.key!r} is a single value, not an array of steps", hint="pass one row per step")
         if np.dtype(self.data.dtype).kind not in "biuf":
             raise InvalidInput(
                 f"{self.file}: {self.key!r} has dtype {self.data.dtype}, which holds no plain numbers",

@@ -30,13 +30,13 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         if self.channels not in (None, *LAYOUTS):
-            raise InvalidInput(f"channels is {self.channels!r:.60}", hint="give last (images [H, W, C]) or first ([C, H, W])")
+            raise InvalidInput(f"channels is {self.channels!r:.60}", hint="pass last (images [H, W, C]) or first ([C, H, W])")
         for name in ("action_low", "action_high"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         n = self.action_n
         if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
-            raise InvalidInput(f"action_n is {n!r:.60}", hint="give the number of discrete actions, a whole number of at least 1")
+            raise InvalidInput(f"action_n is {n!r:.60}", hint="pass the number of discrete actions, a whole number of at least 1")
         if n is not None and not (self.action_low is None and self.action_high is None):
             raise InvalidInput("action_n and the bounds of continuous actions are both given", hint="keep action_n, or the bounds")
 

@@ -38,7 +38,7 @@ def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source
     ``env_id``: the environment, used if the file does not name one. D4RL's own files do not.
     """
     if env_id is not None and not isinstance(env_id, str):
-        raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
+        raise InvalidInput(f"env_id is {env_id!r}", hint="pass the name of a gymnasium environment")
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         messages: list[str] = []

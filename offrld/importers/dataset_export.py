@@ -51,7 +51,7 @@ def export_dataset(
     if format not in EXPORTS:
         raise Unknown(f"unknown export format {format!r}", hint=nearest(format, list(EXPORTS)))
     if path.exists():
-        raise InvalidInput(f"{path} exists already", hint="remove it or choose another name")
+        raise InvalidInput(f"{path} already exists", hint="remove it or choose another name")
     if not path.parent.is_dir():
         raise InvalidInput(f"there is no folder {path.parent}", hint="make it first")
     if not len(store):

@@ -135,11 +135,11 @@ def _choose(
     """Choose the episodes that the options select: in order of collection, or the best first if there is a limit."""
     for key, value, least in (("capacity", capacity, 1), ("max_episodes", max_episodes, 1), ("level_seed", level_seed, -1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InvalidInput(f"{key} is {value!r}", hint=f"give a whole number of at least {least}")
+            raise InvalidInput(f"{key} is {value!r}", hint=f"pass a whole number of at least {least}")
     if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 1:
-        raise InvalidInput(f"percentile is {percentile!r}", hint="give the share of the capacity to take, above 0 and at most 1")
+        raise InvalidInput(f"percentile is {percentile!r}", hint="pass the share of the capacity to take, above 0 and at most 1")
     if capacity_type not in ("transitions", "episodes"):
-        raise InvalidInput(f"capacity_type is {capacity_type!r}", hint="give 'transitions' or 'episodes'")
+        raise InvalidInput(f"capacity_type is {capacity_type!r}", hint="pass 'transitions' or 'episodes'")
     files = [each for each in files if each.steps and level_seed in (None, each.level)]
     if capacity is None and percentile == 1:
         return files[:max_episodes]

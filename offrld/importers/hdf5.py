@@ -51,7 +51,7 @@ def is_hdf5(path: Path) -> bool:
 def open_hdf5(path: Path) -> h5py.File:
     """Open a file for reading. Raises `InvalidInput` that distinguishes a missing, locked, foreign and damaged file."""
     if not path.is_file():
-        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
+        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="pass an HDF5 file")
     try:
         with open(path, "rb") as file:
             empty = not file.read(1)
@@ -60,7 +60,7 @@ def open_hdf5(path: Path) -> h5py.File:
     if empty:
         raise InvalidInput(f"{path.name} is empty", hint="give an HDF5 file with content; the program that writes it may still be running")
     if not is_hdf5(path):
-        raise InvalidInput(f"{path.name} is not an HDF5 file", hint="give an .hdf5 or .h5 file, or name the format with --format")
+        raise InvalidInput(f"{path.name} is not an HDF5 file", hint="pass an .hdf5 or .h5 file, or name the format with --format")
     try:
         return h5py.File(path, "r")
     except BlockingIOError:

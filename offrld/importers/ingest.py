@@ -63,7 +63,7 @@ def import_into(
     """
     path = Path(destination)
     if not append and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise StoreExists(f"{path} exists already", hint="choose another name, or append to it")
+        raise StoreExists(f"{path} already exists", hint="choose another name, or append to it")
     store = EpisodeStore.open(path) if append else None
     with _opened(source, format, options, skip_bad is not None) as opened:
         opened.metadata = reading.fitting(opened.metadata, opened.messages, "metadata of the source")
@@ -106,7 +106,7 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
         try:
             publish(temporary, path)
         except FileExistsError:
-            raise StoreExists(f"{path} exists already", hint="something else made it during the import; choose another name") from None
+            raise StoreExists(f"{path} already exists", hint="something else made it during the import; choose another name") from None
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, DiskFull):

@@ -46,7 +46,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
     """Open a dataset. Raises `InvalidInput` if the folder is not a dataset of version 3 or is damaged."""
     name = path.resolve().name
     if done not in ("truncated", "terminated"):
-        raise InvalidInput(f"done is {done!r}", hint="give the meaning of an episode's end: truncated or terminated")
+        raise InvalidInput(f"done is {done!r}", hint="pass the meaning of an episode's end: truncated or terminated")
     arrow.need("pyarrow", name)
     info = _info(path, name)
     left_out = named_keys("drop", drop, info.get("features") or {}, name)
@@ -263,7 +263,7 @@ class _Reader:
             self._videos.callback(frames.close)
             return Column(file, key, frames)
         if feature.dtype not in DTYPES:
-            raise InvalidInput(f"{file}: {key!r} holds {feature.dtype}, not numbers", hint="give numbers")
+            raise InvalidInput(f"{file}: {key!r} holds {feature.dtype}, not numbers", hint="pass numbers")
         return Column(file, key, _Numbers(data, key, start, shape, np.dtype(feature.dtype), file))
 
     def ended(self) -> bool:

@@ -44,7 +44,7 @@ def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
     def checked() -> Iterator[Episode]:
         for number, each in enumerate(episodes):
             if not isinstance(each, Episode):
-                raise InvalidInput(f"item {number} is a {type(each).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+                raise InvalidInput(f"item {number} is a {type(each).__name__}, not an Episode", hint="pass offrl_store.Episode objects")
             yield each
 
     store = from_episodes(None, checked())

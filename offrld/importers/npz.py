@@ -157,7 +157,7 @@ def detect(path: Path) -> bool:
 def open_file(path: Path, bad: BadEpisodes) -> Source:
     """Open a ``.npz`` file. Raises `InvalidInput` if it is not one, is damaged, or lacks arrays."""
     if not path.is_file():
-        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give a .npz file")
+        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="pass a .npz file")
     with ExitStack() as resources:
         try:
             archive = resources.enter_context(zipfile.ZipFile(path))
@@ -251,7 +251,7 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
     values = {key: _value(flat[key], key, name) for key in VALUES if key in flat}
     env_id = values.get("env_id")
     if env_id is not None and not isinstance(env_id, str):
-        raise InvalidInput(f"{name}: env_id is {env_id!r}", hint="give the name of a gymnasium environment, or remove it")
+        raise InvalidInput(f"{name}: env_id is {env_id!r}", hint="pass the name of a gymnasium environment, or remove it")
     space = _declared(values, name) or probe_environment(env_id, name, messages).space
     steps = FlatArrays(
         columns["observations"],

@@ -86,7 +86,7 @@ def _open_object(source: Any, format: str | None, options: Mapping[str, Any] | N
         kind, nearest_format, opener = "list of episodes", native.FORMAT, native.open_episodes
     else:
         raise InvalidInput(
-            f"a {type(source).__name__} is not a source of data", hint="give a path, a dict of arrays, a table, a store, or episodes"
+            f"a {type(source).__name__} is not a source of data", hint="pass a path, a dict of arrays, a table, a store, or episodes"
         )
     if format not in (None, nearest_format.name):
         raise InvalidInput(f"a {kind} is not of format {format!r}", hint="leave the format out")
@@ -133,7 +133,7 @@ def _looks(path: Path) -> str:
     if path.is_dir():
         datasets = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3]
         if datasets:
-            return f"it is a folder of datasets; give one of them, for example {datasets[0]}"
+            return f"it is a folder of datasets; pass one of them, for example {datasets[0]}"
         return f"it is a folder with {hdf5.listed(each.name for each in path.iterdir())}"
     if hdf5.is_hdf5(path):
         hdf5.open_hdf5(path).close()  # raises for a damaged file

@@ -51,7 +51,7 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "do
     """Open a file of demonstrations, all of them or those of a split (``mask``). Raises `InvalidInput` if it is not such a file."""
     name = path.name
     if done not in DONE:
-        raise InvalidInput(f"done is {done!r}", hint=f"give what ends the task: {', '.join(DONE)}")
+        raise InvalidInput(f"done is {done!r}", hint=f"pass what ends the task: {', '.join(DONE)}")
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         data = hdf5.node(file, "data", name)

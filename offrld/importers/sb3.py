@@ -65,9 +65,9 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
     needed = ("observations", "actions", "rewards", "dones", "timeouts", "pos", "full", "action_space", "n_envs")
     missing = [name for name in needed if not hasattr(buffer, name)]
     if missing:
-        raise InvalidInput(f"a {type(buffer).__name__} has no {missing[0]!r}", hint=f"give {NEEDS}")
+        raise InvalidInput(f"a {type(buffer).__name__} has no {missing[0]!r}", hint=f"pass {NEEDS}")
     if actions not in ("scaled", "environment"):
-        raise InvalidInput(f"actions is {actions!r}", hint="give 'scaled' or 'environment'")
+        raise InvalidInput(f"actions is {actions!r}", hint="pass 'scaled' or 'environment'")
     size = len(buffer.rewards)
     shared = bool(getattr(buffer, "optimize_memory_usage", False))  # next observations are in the following row
     first, count = (buffer.pos, size) if buffer.full else (0, buffer.pos)

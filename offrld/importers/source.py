@@ -143,7 +143,7 @@ def named_keys(option: str, value: Any, known: Iterable[str], file: str) -> list
     """Parse the keys of an option: a list, or text with commas. Raises `Unknown` for a key that the source does not have."""
     keys = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
     if not isinstance(keys, (list, tuple)) or not all(isinstance(each, str) for each in keys):
-        raise InvalidInput(f"{option} is {value!r}", hint=f"give names: {option}=a,b")
+        raise InvalidInput(f"{option} is {value!r}", hint=f"pass names: {option}=a,b")
     known = list(known)
     for each in keys:
         if each not in known:

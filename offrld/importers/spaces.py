@@ -90,12 +90,12 @@ def box(low: Any, high: Any, origin: str, file: str = "the file", kind: str = ""
         low, high = low.reshape(-1), high.reshape(-1)
         if low.size != high.size:
             raise InvalidInput(
-                f"{file}: action_low has {low.size} values and action_high {high.size}", hint="give one for each dimension of the actions"
+                f"{file}: action_low has {low.size} values and action_high {high.size}", hint="pass one for each dimension of the actions"
             )
     low, high = np.broadcast_arrays(low, high)
     for name, bound in (("low", low), ("high", high)):
         if np.isnan(bound).any():
-            raise InvalidInput(f"{file}: action_{name}{_place(np.isnan(bound))} is nan", hint="give a number; inf means no bound")
+            raise InvalidInput(f"{file}: action_{name}{_place(np.isnan(bound))} is nan", hint="pass a number; inf means no bound")
     if (wrong := (low > high) | (low == np.inf) | (high == -np.inf)).any():
         at = np.unravel_index(int(wrong.argmax()), wrong.shape)
         raise InvalidInput(
@@ -381,7 +381,7 @@ class ActionScan:
             messages.append(
                 "all actions are whole numbers in a float array and count as continuous; store them as integers if they are choices"
             )
-        messages.append("the bounds of the actions are the range of the data: the file declares none")
+        messages.append("the file declares no action bounds: the range of the data is used")
         return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin
 
     def _filled(self, box: Box, name: str, messages: list[str]) -> np.ndarray:

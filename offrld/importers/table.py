@@ -73,9 +73,9 @@ def open_csv(
     name = path.name
     pa, csv = arrow.need("pyarrow", name), arrow.need("pyarrow.csv", name)
     if dtype not in (None, "float32", "float64"):
-        raise InvalidInput(f"dtype is {dtype!r}", hint="give float32 or float64, or leave it out")
+        raise InvalidInput(f"dtype is {dtype!r}", hint="pass float32 or float64, or leave it out")
     if decimal not in (".", ","):
-        raise InvalidInput(f"decimal is {decimal!r}", hint="give the decimal separator: . or ,")
+        raise InvalidInput(f"decimal is {decimal!r}", hint="pass the decimal separator: . or ,")
     encoding, head = _encoding(path, name, encoding)
     messages: list[str] = []
     if delimiter is None:
@@ -85,7 +85,7 @@ def open_csv(
     elif delimiter == "tab":
         delimiter = "\t"
     if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"' or not delimiter.isascii():
-        raise InvalidInput(f"delimiter is {delimiter!r}", hint="give the single character between the columns, or tab")
+        raise InvalidInput(f"delimiter is {delimiter!r}", hint="pass the single character between the columns, or tab")
     read = csv.ReadOptions(block_size=BLOCK, use_threads=False, encoding=encoding)
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with ExitStack() as resources:
@@ -254,9 +254,9 @@ class _Table:
     ) -> Source:
         """Read the rows. ``dtype``: dtype of numbers in a text; None chooses it for each field."""
         if done not in ("truncated", "terminated"):
-            raise InvalidInput(f"done is {done!r}", hint="give the meaning of an episode's end: truncated or terminated")
+            raise InvalidInput(f"done is {done!r}", hint="pass the meaning of an episode's end: truncated or terminated")
         if env_id is not None and not isinstance(env_id, str):
-            raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
+            raise InvalidInput(f"env_id is {env_id!r}", hint="pass the name of a gymnasium environment")
         name, messages, text = self.name, self.messages, self._format == "csv"
         spools = {key: Spool(names) for key, names in self.columns.items() if key != "episode"}
         for spool in spools.values():
@@ -297,7 +297,7 @@ class _Table:
             if "done" in spools:
                 messages.append(
                     f"{spools['done'].names[0]!r} does not say whether the task ended: every episode counts as truncated; "
-                    "with --option done=terminated its ends count as terminated"
+                    "if it means that the task ended, pass --option done=terminated"
                 )
             else:
                 messages.append("no column states where the task ended: every episode counts as truncated")

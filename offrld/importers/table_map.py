@@ -212,7 +212,7 @@ def _entries(map: Any) -> dict[str, list[str]]:
             continue
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-            raise InvalidInput(f"--map: {key!r} is {names!r:.60}", hint="give a column, a pattern, or a list of them")
+            raise InvalidInput(f"--map: {key!r} is {names!r:.60}", hint="pass a column, a pattern, or a list of them")
         _add(entries, {str(key): names})
     return entries
 

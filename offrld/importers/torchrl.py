@@ -92,7 +92,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     if folder is None:
         raise InvalidInput(f"{path} is not a dumped replay buffer", hint=f"needed: {NEEDS}")
     if environments is not None and (not isinstance(environments, int) or isinstance(environments, bool) or environments < 1):
-        raise InvalidInput(f"environments is {environments!r}", hint="give the number of environments whose rows are interleaved")
+        raise InvalidInput(f"environments is {environments!r}", hint="pass the number of environments whose rows are interleaved")
     lead = _json(folder / "meta.json", name).get("shape")
     if not isinstance(lead, list) or len(lead) not in (1, 2) or not all(isinstance(n, int) and n > 0 for n in lead):
         raise InvalidInput(f"{name}: the storage has the shape {lead}", hint="one or two dimensions before those of a step are read")

@@ -95,7 +95,7 @@ def build(
     """
     algorithm = _algorithm(algorithm)
     if (source is None) == (env is None):
-        raise InvalidInput("a learner is built from a dataset or an environment: give one of them", hint='build("sac", env="Pendulum-v1")')
+        raise InvalidInput("a learner is built from a dataset or an environment: pass one of them", hint='build("sac", env="Pendulum-v1")')
     if env is not None:
         source = Shapes.of_env(env)
     elif not isinstance(source, Shapes):

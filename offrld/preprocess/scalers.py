@@ -335,7 +335,7 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
 def by_length(name: str, values: tuple[float, ...], length: int, of: str) -> np.ndarray:
     """Return the numbers of a setting as float64 ``[length]``; a single number is repeated. Raise `InvalidInput` for another length."""
     if len(values) not in (1, length):
-        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"give one number, or {length}")
+        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"pass one number, or {length}")
     return np.broadcast_to(np.asarray(values, np.float64), length)
 
 

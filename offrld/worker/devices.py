@@ -48,7 +48,7 @@ def _torch(checks: list[dict[str, str]], versions: dict[str, str]) -> None:
             message = f"{name}: computes ({1e6 * seconds:.0f} us for a product of {SIZE}x{SIZE} matrices)"
             checks.append({"name": "device", "status": "ok", "message": message})
     if len(devices) == 1:
-        message = "no card is used: torch is a build for the CPU" if torch.version.cuda is None else "torch finds no card"
+        message = "no GPU is used: torch is a CPU build" if torch.version.cuda is None else "torch finds no GPU"
         status = "warn" if os.path.exists("/dev/nvidiactl") else "ok"  # the machine has a card that is not used
         checks.append({"name": "card", "status": status, "message": message, "hint": SMI if status == "warn" else ""})
 

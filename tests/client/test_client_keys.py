@@ -1,4 +1,4 @@
-"""`offrl keys` and `offrl audit`: from a new key to a robot that is let in, and each mistake in one line."""
+"""`offrl keys` and `offrl audit`: from a new key to a robot that the daemon accepts, and each mistake in one line."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_key_made_on_the_robot_is_let_in_by_its_public_half(box, url, cli, mon
         (("new", "x", "--server", "abc"), 2, "'abc'"),
         (("new", "x", "--out", "taken.key/x.key"), 2, "x.key"),
         (("new", "x", "--out", "taken.key"), 2, "taken.key exists"),
-        (("new", "known", "--out", "k.key"), 2, "'known' is listed already"),
+        (("new", "known", "--out", "k.key"), 2, "'known' is already registered"),
         (("add", "x", "12", "--role", "reader"), 2, "'12'"),
         (("rm", "knwon"), 2, "'known'"),
         (("rm", "../../x"), 2, "no key"),

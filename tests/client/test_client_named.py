@@ -31,7 +31,7 @@ def test_what_is_neither_a_file_nor_a_name_is_refused_at_once(offrl_cli, client)
     assert "neither a file nor a dataset" in result.json["error"]["message"] and "hopper-medium-v2" in result.json["error"]["hint"]
     with pytest.raises(Unknown) as refused:
         client.datasets.add("x", "nofile")
-    assert refused.value.hint == "give the path of a file or a folder"  # and not the first of hundreds of names
+    assert refused.value.hint == "pass the path of a file or a folder"  # and not the first of hundreds of names
     with pytest.raises(Unknown, match="nonesuch"):  # the daemon looks for itself, too
         client.request(wire.Submit(spec=job.ImportSpec(dataset="x", named="nonesuch")))
     with pytest.raises(InvalidInput, match="exactly one"):

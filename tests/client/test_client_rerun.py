@@ -106,7 +106,7 @@ def test_a_train_online_job_is_repeated_into_a_new_dataset(client, daemon, offrl
     told = offrl_cli("rerun", job.id)
     assert told.status == 2 and f"`offrl rerun {job.id} --into NAME`" in told.err
     told = offrl_cli("rerun", job.id, "--into", "rerun-gathered")
-    assert told.status == 2 and "there is a dataset 'rerun-gathered' already" in told.err
+    assert told.status == 2 and "dataset 'rerun-gathered' already exists" in told.err
     told = offrl_cli("rerun", job.id, "--into", "rerun-again", "--json")
     assert told.status == 0, told.err
     again = client.job(told.json["job"])

@@ -101,7 +101,7 @@ REFUSED = [
     ([*SUBMIT, "--from", "a b"], "--from must be JOB or JOB:SEED, got 'a b'; see `offrl submit --help`"),
     ([*SUBMIT, "--gpu-memory", "0"], "--gpu-memory must be 1 or more, got 0; see `offrl submit --help`"),
     ([*SUBMIT, "--batch-size", "9"], "offrl submit has no option --batch-size; "
-                                     "a setting of the algorithm is given as --set batch_size=VALUE; see `offrl submit --help`"),
+                                     "if it is a setting of the algorithm, pass --set batch_size=VALUE; see `offrl submit --help`"),
     ([*SUBMIT, "--stesp", "9"], "offrl submit has no option --stesp; did you mean --steps?"),
     (["collect", "--env", "E", "--into", "a b", "--steps", "1"], "--into must be a name (letters, digits, '.', '_' and '-', at most 100, "
                                                                "of which the first is a letter or digit), got 'a b'; for example a-b"),

@@ -102,7 +102,7 @@ def test_without_a_daemon_everything_waits_in_the_spool(daemon, tmp_path, offrl_
     with offrl.Recorder("ipc:///nowhere/offrld.sock", "later", spool=tmp_path / "spool", send_every_s=0.1) as recorder:
         record(recorder, 0, 5)
         wait_for(lambda: recorder.status().problem, "the word that nobody is there")
-        with pytest.warns(RecordingWarning, match=r"of episodes wait in the spool .*nowhere.*offrl spool push"):
+        with pytest.warns(RecordingWarning, match=r"unsent episodes remain in the spool .*nowhere.*offrl spool push"):
             assert not recorder.close()
     shown = offrl_cli("spool", "show", tmp_path / "spool", "--json").json
     assert (shown["dataset"], shown["episodes"], shown["steps"]) == ("later", 5, sum(map(steps_of, range(5))))
@@ -218,7 +218,7 @@ def test_an_episode_that_does_not_fit_the_dataset_is_told_and_kept(daemon, clien
     with offrl.Recorder(client, "other", spool=tmp_path / "spool", send_every_s=0.1) as recorder:
         record(recorder, 0, 2)
         wait_for(lambda: "observation" in recorder.status().problem, "the word that it does not fit")
-        with pytest.warns(RecordingWarning, match="wait in the spool.*observation"):
+        with pytest.warns(RecordingWarning, match="remain in the spool.*observation"):
             assert not recorder.close()
     assert left(tmp_path / "spool")[0].step_count == 5
 

@@ -133,7 +133,7 @@ def test_a_learner_is_built_from_an_environment_or_its_id(tmp_path):
         offrld.build("dqn", "CartPole-v1")
     assert "env=" in missing.value.hint
     for given in ({}, {"source": tmp_path, "env": env}):
-        with pytest.raises(InvalidInput, match="give one of them"):
+        with pytest.raises(InvalidInput, match="pass one of them"):
             offrld.build("dqn", **given)
     with pytest.raises(InvalidInput, match="sac"):
         offrld.build("sac", env=env)

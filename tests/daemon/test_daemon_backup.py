@@ -145,7 +145,7 @@ def made(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
         daemon.wait(daemon.train(daemon.dataset("data")))
         out = tmp_path_factory.mktemp("backup") / "out"
         taken(daemon, out)
-        with pytest.raises(InvalidInput, match="exists already"):
+        with pytest.raises(InvalidInput, match="already exists"):
             taken(daemon, out)
     finally:
         daemon.close()

@@ -109,7 +109,7 @@ def test_a_client_without_a_key_sees_how_to_get_one(keyed: Keyed, monkeypatch: p
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("OFFRL_KEY", raising=False)
     monkeypatch.setattr(address, "probe", lambda url: pytest.fail("nothing may be sent to another machine without a key"))
-    with pytest.raises(NotAllowed, match="known keys only"):
+    with pytest.raises(NotAllowed, match="registered keys only"):
         Client("tcp://192.0.2.1:7733")
 
 

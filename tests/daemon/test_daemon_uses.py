@@ -67,7 +67,7 @@ def test_a_succeeded_job_continues_for_more_steps(daemon):
     def resume(steps):
         return daemon.ask(wire.ControlJob(job=job, action="resume", steps=steps))
 
-    with pytest.raises(Conflict, match="has done 3 updates already"):
+    with pytest.raises(Conflict, match="has already done 3 updates"):
         resume(3)
     with pytest.raises(Conflict, match="has succeeded"):
         resume(None)

@@ -140,7 +140,7 @@ def test_what_cannot_be_exported_says_so(store, tmp_path):
         export_dataset(store, tmp_path / "x", "d4lr")
     assert caught.value.hint == "did you mean 'd4rl'?"
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(InvalidInput, match="taken exists already"):
+    with pytest.raises(InvalidInput, match="taken already exists"):
         export_dataset(store, tmp_path / "taken", "d4rl")
     with pytest.raises(InvalidInput, match="there is no folder"):
         export_dataset(store, tmp_path / "no" / "folder.npz", "npz")

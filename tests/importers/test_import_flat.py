@@ -118,7 +118,7 @@ def test_the_final_observation_comes_from_the_next_observations(flat):
     assert not any(episode.final_missing for episode in episodes)
     assert episodes[1].observation[-1].tolist() == [5, 5, 5]
     assert episodes[2].observation[-1].tolist() == [7, 7, 7]
-    assert source.messages == ["the bounds of the actions are the range of the data: the file declares none"]
+    assert source.messages == ["the file declares no action bounds: the range of the data is used"]
 
 
 def test_rounding_between_next_observations_and_observations_does_not_cut(flat):

@@ -19,7 +19,7 @@ def test_progress_and_messages_are_told(flat, tmp_path):
     seen, lines = [], []
     store = import_into(flat, tmp_path / "store", progress=lambda done, total: seen.append((done, total)), message=lines.append)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert lines == ["the bounds of the actions are the range of the data: the file declares none"]
+    assert lines == ["the file declares no action bounds: the range of the data is used"]
     assert len(store) == 3 and store.metadata["source"] == {"format": "npz", "file": "arrays"}
 
 
@@ -29,7 +29,7 @@ def test_an_opened_source_can_be_imported(flat, tmp_path):
 
 def test_a_destination_that_exists_is_refused_and_kept(flat, tmp_path):
     import_into(flat, tmp_path / "store")
-    with pytest.raises(StoreExists, match="exists already"):
+    with pytest.raises(StoreExists, match="already exists"):
         import_into(flat, tmp_path / "store")
     assert len(EpisodeStore.open(tmp_path / "store")) == 3
     (tmp_path / "file").write_text("mine")

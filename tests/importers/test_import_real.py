@@ -90,7 +90,7 @@ def test_minari_s_arrow_form_equals_the_first_episodes_of_the_flat_file(shared_d
 
 
 def test_files_of_other_formats_say_what_they_are(shared_data, tmp_path):
-    with pytest.raises(InvalidInput, match="it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
+    with pytest.raises(InvalidInput, match="it is a folder of datasets; pass one of them, for example cartpole/replay-v0"):
         open_source(shared_data / "minari")
     (tmp_path / "notes.md").write_text("no data")
     with pytest.raises(InvalidInput, match=r"it is a folder with notes\.md") as error:

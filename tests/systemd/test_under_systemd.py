@@ -177,7 +177,7 @@ def test_two_robots_connect_with_their_keys(dataset: Machine) -> None:
     made = robot("arm2", f"keys new arm2 --server {server} --json")
     public = json.loads(made.rpartition("exit")[0])["public"]
     refused = robot("arm2", "ping")
-    assert "does not let in the key 'arm2'" in refused
+    assert "does not accept the key 'arm2'" in refused
     assert "exit 4" in refused
     offrl(dataset, f"keys add arm2 {public} --role reader")
     assert "arm1" in robot("arm1", "ping")

@@ -122,7 +122,7 @@ def _usage(error: Any, arguments: list[str]) -> dict[str, str]:
         hint = f"did you mean {close}?" if close else help_hint
         if close is None and "--set" in known and error.option_name.startswith("--"):
             name = error.option_name.lstrip("-").replace("-", "_")
-            hint = f"a setting of the algorithm is given as --set {name}=VALUE; {help_hint}"
+            hint = f"if it is a setting of the algorithm, pass --set {name}=VALUE; {help_hint}"
         return {"message": f"{path} has no option {error.option_name}", "hint": hint}
     message = " ".join(error.format_message().split()).rstrip(".")
     param = getattr(error, "param", None)

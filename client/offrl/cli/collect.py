@@ -46,7 +46,7 @@ def collect(
     as_json: Json = False,
     **job_options: Any,
 ) -> None:
-    """Collect steps of a policy into a dataset. Prints the job's id."""
+    """Run a policy and store its steps in a dataset. Prints the job's id."""
 
     with connect() as client:
         job = client.collect(env, policy, into=into, priority=priority, after=after or (), key=key, **job_options)

@@ -168,7 +168,7 @@ def _print(info: Any, as_json: bool) -> None:
     returns = "  ".join(f"{key} {number(value)}" for key, value in info.returns.items())
     missing = (info.steps or info.transitions) - info.transitions
     transitions = number(info.transitions) + (
-        f" of {number(info.steps)} steps: the last of {counted(missing, 'episode')} has no next observation" if missing else ""
+        f" of {number(info.steps)} steps: the last step of {counted(missing, 'episode')} has no next observation" if missing else ""
     )
     values = [
         ("name", info.name),
@@ -190,6 +190,6 @@ def _print(info: Any, as_json: bool) -> None:
 def _field(described: Any) -> str:
     if not isinstance(described, dict):
         return str(described)
-    shape = "x".join(map(str, described.get("shape", []))) or "one number"
+    shape = "x".join(map(str, described.get("shape", []))) or "scalar"
     choices = f", {described['n']} choices" if "n" in described else ""
     return f"{described.get('dtype', '')} {shape}{choices}"

@@ -217,7 +217,8 @@ def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
     if as_json:
         emit(info)
     else:
-        say(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
+        pinned = {"pin": ", pinned", "unpin": ", not pinned"}.get(action, "")
+        say(f"{job} {info.state.value}{pinned}" + (f" ({info.reason})" if info.reason else ""))
 
 
 def _watch(client: Client, job: Job) -> None:

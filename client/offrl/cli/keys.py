@@ -33,11 +33,11 @@ def new(
     server: Annotated[
         str, typer.Option("--server", metavar="KEY", help="The daemon's public key, if the daemon runs on another machine.")
     ] = "",
-    no_register: Annotated[bool, typer.Option("--no-register", help="Only make the key pair, even on the daemon's machine.")] = False,
+    no_register: Annotated[bool, typer.Option("--no-register", help="Only create the key pair, even on the daemon's machine.")] = False,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a client's key file. On the daemon's machine this also registers the key; elsewhere, send the printed public key to the
+    """Create a client's key file. On the daemon's machine this also registers the key; elsewhere, send the printed public key to the
     daemon's administrator."""
     from offrl import keys
 
@@ -84,7 +84,7 @@ def add(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Register a key that was made elsewhere. Prints the line that its key file needs."""
+    """Register a key that was created elsewhere. Prints the line that its key file needs."""
     from offrl import keys
 
     folder = _folder(state_dir)
@@ -93,7 +93,7 @@ def add(
     if as_json:
         emit({"name": name, "role": entry.role, "public": entry.public, "server": own})
     else:
-        say(f"{name} is let in as {entry.role}; its key file needs the line:")
+        say(f"{name} is registered as {entry.role}; its key file needs the line:")
         say(f'server = "{own}"')
 
 
@@ -121,7 +121,7 @@ def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
         rows = [[entry.name, entry.role, time.strftime("%Y-%m-%d", time.localtime(entry.added)), entry.public] for entry in entries]
         table(["name", "role", "added", "public"], rows)
     for line in problems:
-        talk(f"not let in: {line}")
+        talk(f"not accepted: {line}")
 
 
 def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:

@@ -51,12 +51,12 @@ def _print(info: QueueInfo, as_json: bool) -> None:
     if as_json:
         emit(info)
         return
-    values = [("queue", "runs" if info.paused is None else paused(info.paused).removeprefix("the queue is "))]
+    values = [("queue", "running" if info.paused is None else paused(info.paused).removeprefix("the queue is "))]
     values.append(("jobs", _counts(info.counts)))
     values += [(owner or "(no owner)", _counts(counts)) for owner, counts in sorted(info.owners.items())]
     if info.next_start is not None:
         values.append(("next start", moment(info.next_start)))
-    values += [(name, str(value) if value else "any number") for name, value in info.limits.items()]
+    values += [(name, str(value) if value else "unlimited") for name, value in info.limits.items()]
     pairs(values)
 
 

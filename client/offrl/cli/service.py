@@ -70,7 +70,7 @@ def ping(as_json: Json = False) -> None:
         else:
             say(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
             if pong.caller:
-                say(f"it knows you as {pong.caller} ({pong.role})")
+                say(f"connected as {pong.caller} ({pong.role})")
 
 
 def config(
@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 
 def algos(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show all settings of this one.", autocompletion=completion.algorithms)
+        str | None, typer.Argument(metavar="[NAME]", help="Show all settings of this algorithm.", autocompletion=completion.algorithms)
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -19,7 +19,7 @@ def register(group: typer.Typer) -> None:
 
 
 def push(folder: Folder, as_json: Json = False) -> None:
-    """Send the episodes that a recorder left in a spool."""
+    """Send the episodes that a recorder has not sent yet."""
     from offrl.recording import push as send
 
     with connect() as client:
@@ -34,7 +34,7 @@ def push(folder: Folder, as_json: Json = False) -> None:
 
 
 def show(folder: Folder, as_json: Json = False) -> None:
-    """Show what a spool still holds. An episode that a crash left open is ended as truncated."""
+    """Show what a recorder has not sent yet. An episode left open by a crash is closed as truncated."""
     from offrl.recording import Spool
     from offrl_store import EpisodeStore
 

@@ -55,7 +55,7 @@ def submit(
 ) -> None:
     """Train an algorithm on a dataset. Prints the job's id."""
     if seed is not None and seeds is not None:
-        raise InvalidInput(f"both --seed {seed} and --seeds {seeds} were given", hint="give one of them")
+        raise InvalidInput(f"both --seed {seed} and --seeds {seeds} were given", hint="pass one of them")
     if "start" not in job_options and {"transfer", "fresh_optimizer"} & set(job_options):
         raise InvalidInput("--transfer and --fresh-optimizer need --from JOB", hint="name the job to start from")
     chosen = seed_list(seeds) if seeds is not None else None

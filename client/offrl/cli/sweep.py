@@ -43,7 +43,7 @@ def sweep(
     from offrl.sweep import plan, read
 
     if only_print + submit + (save is not None) > 1:
-        raise InvalidInput("--print, --save and --submit exclude each other", hint="give one of them")
+        raise InvalidInput("--print, --save and --submit exclude each other", hint="pass one of them")
     content = read(grid)
     jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed, name=name)
     if submit:

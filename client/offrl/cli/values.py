@@ -76,7 +76,7 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
     try:
         parsed = tomllib.loads(f"value = [{value}]")  # a list of one: the rest of a line that begins with a comment would lack its end
     except RecursionError:
-        raise InvalidInput(f"{option} {name}: the value is nested too deeply", hint="give a list or a table of a few levels") from None
+        raise InvalidInput(f"{option} {name}: the value is nested too deeply", hint="pass a list or a table of a few levels") from None
     except ValueError:  # also a number of thousands of digits
         parsed = {}
     if len(parsed.get("value", ())) != 1 or value.endswith(","):
@@ -85,7 +85,7 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
         hint = f"for a list use {option} {name}=[{value}]" if "," in value else 'use a number, true, false, "text" or [a, b]'
         raise InvalidInput(f"{option} {name}: {value!r:.100} is not a value", hint=hint)
     if set(parsed) != {"value"}:
-        raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
+        raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"pass {option} once for each setting")
     return name, parsed["value"][0]
 
 

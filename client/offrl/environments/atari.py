@@ -62,9 +62,9 @@ class AtariEnv(gymnasium.Env):
         sticky = {True: STICKY, False: 0.0}[sticky_actions] if isinstance(sticky_actions, bool) else float(sticky_actions)
         for name, value, least in (("stack", 1 if stack is None else stack, 1), ("noop_max", noop_max, 0), ("frame_skip", frame_skip, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number of at least {least}")
+                raise InvalidInput(f"{name} is {value!r}", hint=f"pass a whole number of at least {least}")
         if not 0.0 <= sticky < 1.0:
-            raise InvalidInput(f"sticky_actions is {sticky_actions!r}", hint="give a probability below 1: 0.25 as in the replay data, or 0")
+            raise InvalidInput(f"sticky_actions is {sticky_actions!r}", hint="pass a probability below 1: 0.25 as in the replay data, or 0")
         try:
             import ale_py
             import cv2

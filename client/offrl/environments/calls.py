@@ -265,7 +265,7 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
     try:
         array = np.asarray(value)
     except Exception as error:
-        raise EnvironmentFailed(f"its {where} is not an array of numbers: {said(error)}", hint=f"give {dtype}{list(shape)}") from None
+        raise EnvironmentFailed(f"its {where} is not an array of numbers: {said(error)}", hint=f"pass {dtype}{list(shape)}") from None
     if array.dtype.kind not in "biuf":
         given = f"{_kind_of(value)} of {array.dtype}" if typed else _kind_of(value)
         raise EnvironmentFailed(f"its {where} is {given}, its space says {dtype}{list(shape)}")
@@ -286,7 +286,7 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
     at = tuple(np.argwhere(~same)[0].tolist())
     raise EnvironmentFailed(
         f"its {where}{list(at) if at else ''} is {array[at]!r} ({array.dtype}), which {dtype}, the dtype of its space, does not hold",
-        hint=f"declare the space as {array.dtype}, or let the environment give {dtype}",
+        hint=f"declare the space as {array.dtype}, or let the environment return {dtype}",
     )
 
 

@@ -143,7 +143,7 @@ class _Games:
             raise InvalidInput(f"{game} has no distribution mode {mode!r}", hint=f"one of {', '.join(PROCGEN_MODES[game])}")
         for name, value in (("num_levels", num_levels), ("start_level", start_level)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < SEEDS:
-                raise InvalidInput(f"{name} is {value!r}", hint="give a whole number from 0")
+                raise InvalidInput(f"{name} is {value!r}", hint="pass a whole number from 0")
         if render_mode not in (None, "rgb_array"):
             raise InvalidInput(f"render_mode {render_mode!r}", hint="rgb_array, or none")
         self._make = _procgen().ProcgenGym3Env

@@ -28,7 +28,7 @@ class Fields:
         if self.schema is None:
             if not isinstance(schema, Schema):
                 if not hasattr(schema, "observation_space"):
-                    raise InvalidInput(f"schema is a {type(schema).__name__}", hint="give an offrl_store.Schema, or an environment")
+                    raise InvalidInput(f"schema is a {type(schema).__name__}", hint="pass an offrl_store.Schema, or an environment")
                 schema = schema_of(schema, format="recorded")
             casts: dict[str, list[_Cast]] = {}
             for column in schema.columns:
@@ -151,7 +151,7 @@ class ActionField:
             return Field("int64", (), low=0, high=int(self._size) - 1)
         if action.dtype.kind in "iub" and not action.shape:
             raise InvalidInput(
-                "the number of choices of a discrete action is not known", hint="give action_size=N, schema=, or an environment"
+                "the number of choices of a discrete action is not known", hint="pass action_size=N, schema=, or an environment"
             )
         plain = _field_of(action)
         return Field(plain.dtype, plain.shape, low=self._low, high=self._high)
@@ -174,7 +174,7 @@ def flag(name: str, value: Any) -> bool:
         return value
     array = numbers(value, name)
     if array.size != 1 or array.reshape(()) not in (0, 1):
-        raise InvalidInput(f"{name} is {value!r:.60}", hint="give True or False")
+        raise InvalidInput(f"{name} is {value!r:.60}", hint="pass True or False")
     return bool(array.reshape(()))
 
 

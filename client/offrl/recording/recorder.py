@@ -21,6 +21,7 @@ from typing import Any
 from offrl.client import Client
 from offrl.errors import DiskFull, InvalidInput, OffrlError
 from offrl.job import NAME_PATTERN
+from offrl.printable import counted
 from offrl.recording.fields import ActionField, Fields, first_observation, flag
 from offrl.recording.segments import OWN_NOTES, TAKE_S, SegmentWriter
 from offrl.recording.sender import PATIENCE_S, Sender
@@ -109,9 +110,9 @@ class Recorder:
             )
         for name, value in (("limit_bytes", limit_bytes), ("sync_s", sync_s), ("send_every_s", send_every_s)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise InvalidInput(f"{name} is {value!r}", hint="give a number above 0")
+                raise InvalidInput(f"{name} is {value!r}", hint="pass a number above 0")
         if not (client is None or isinstance(client, str | Client)):
-            raise InvalidInput(f"client is a {type(client).__name__}", hint="give an offrl.Client, the daemon's address, or None")
+            raise InvalidInput(f"client is a {type(client).__name__}", hint="pass an offrl.Client, the daemon's address, or None")
         action = ActionField(action_low, action_high, action_size)
         if schema is not None and action.declared:
             raise InvalidInput("both schema= and the action's bounds or choices were given", hint="declare them in the schema")
@@ -193,7 +194,7 @@ class Recorder:
         try:
             ended, cut = flag("terminated", terminated), flag("truncated", truncated)
             if extra is not None and not isinstance(extra, Mapping):
-                raise InvalidInput(f"extra is a {type(extra).__name__}", hint="give a dict of the values by name")
+                raise InvalidInput(f"extra is a {type(extra).__name__}", hint="pass a dict of the values by name")
             values = self._values(action, reward, observation, extra)
             if len(self._waiting) > MOST_WAITING:
                 raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
@@ -321,10 +322,10 @@ class Recorder:
         left = len(self.spool.ready())
         self._arrived = not left
         if left and self._sender is not None and wait_s is None:
-            why = f" ({self._sender.problem.message})" if self._sender.problem is not None else ""
+            why = f"; {self._sender.problem.message}" if self._sender.problem is not None else ""
             warnings.warn(
-                f"{left} segment{'s' * (left > 1)} of episodes wait in the spool {self.spool.folder}{why}; the next recorder on it sends "
-                f"them, or `offrl spool push {self.spool.folder}`",
+                f"unsent episodes remain in the spool {self.spool.folder} ({counted(left, 'segment')}{why}); "
+                f"the next recorder on it sends them, or `offrl spool push {self.spool.folder}`",
                 RecordingWarning,
                 stacklevel=2,
             )
@@ -385,4 +386,4 @@ def default_spool(dataset: str) -> Path:
     try:
         return (Path(root) if root else Path.home() / ".local" / "share" / "offrl" / "spool") / dataset
     except RuntimeError:  # no HOME, and no entry in the list of users
-        raise InvalidInput("this user has no home folder for a spool", hint="give spool=, or set OFFRL_SPOOL") from None
+        raise InvalidInput("this user has no home folder for a spool", hint="pass spool=, or set OFFRL_SPOOL") from None

@@ -126,7 +126,7 @@ class SegmentWriter:
             if not dropped:
                 raise _SpoolFull(
                     f"the spool holds {held} bytes, its limit is {self._limit}",
-                    hint="start the daemon so that it can take them, or give a higher limit_bytes",
+                    hint="start the daemon so that it can take them, or pass a higher limit_bytes",
                 )
         if self._writer is None:
             if self._fields.schema is None:

@@ -45,7 +45,7 @@ class Spool:
         self.folder = Path(folder)
         notes = self.folder / NOTES
         if dataset is None and not notes.exists():
-            raise InvalidInput(f"{self.folder} is not a spool", hint="give the folder of a recorder: it holds spool.json")
+            raise InvalidInput(f"{self.folder} is not a spool", hint="pass the folder of a recorder: it holds spool.json")
         with outfile.errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -58,7 +58,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
             if (spec.policy == "upload") != (spec.upload is not None):
                 raise InvalidInput("policy 'upload' and an upload go together", hint="let the client upload the policy file")
             if spec.ratio is not None and not spec.policy.startswith("job:"):
-                raise InvalidInput(f"ratio={spec.ratio:g} is of a job's returns", hint="give --policy job:ID with it")
+                raise InvalidInput(f"ratio={spec.ratio:g} is of a job's returns", hint="pass --policy job:ID with it")
             if spec.upload is not None:
                 await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
@@ -90,7 +90,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     uses = [use for use in wanted if use.name not in repeat.kept]
     if request.into is not None:
         if await app.database.read(datasets.mentioned, request.into):
-            raise Conflict(f"there is a dataset {request.into!r} already", hint="a rerun collects its steps again: name a new dataset")
+            raise Conflict(f"dataset {request.into!r} already exists", hint="a rerun collects new steps: name a new dataset")
         await _check_folder(app, request.into)
     await beforehand.check(app, repeat.spec, descriptions, repeat.kept)
     job, created = await app.database.write(_submit, app, request, repeat.spec, uses, app.caller(), repeat)
@@ -101,7 +101,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
 
 def _check_start(request: wire.Submit | wire.Rerun) -> None:
     if request.start_at is not None and request.start_in_s is not None:
-        raise InvalidInput("both start_at and start_in_s were given", hint="give one of them")
+        raise InvalidInput("both start_at and start_in_s were given", hint="pass one of them")
 
 
 def _submit(
@@ -148,7 +148,7 @@ async def _check_folder(app: App, dataset: str) -> None:
 def _check_source(app: App, spec: ImportSpec) -> None:
     """Check that the import's data exists and that the daemon may read it."""
     if (spec.upload, spec.path, spec.named).count(None) != 2:
-        raise InvalidInput("an import reads an upload, a path or a named dataset: give exactly one of the three")
+        raise InvalidInput("an import reads an upload, a path or a named dataset: pass exactly one of the three")
     if spec.upload is not None:
         app.uploads.check_usable(spec.upload, app.caller())
     elif spec.path is not None:

@@ -70,7 +70,7 @@ def permissions(state: StateFolder, settings: Settings) -> list[Check]:
         hint = f"chmod 600 {files}" if files else f"chmod -R go= {state.root}"
         checks.append(Check(name="permissions", status="fail" if files else "warn", message="; ".join(wrong), hint=hint))
     else:
-        checks.append(Check(name="permissions", status="ok", message=f"{state.root} is the daemon's own"))
+        checks.append(Check(name="permissions", status="ok", message=f"{state.root} belongs to the daemon's user"))
     if settings.bind.startswith("ipc://"):
         path = Path(settings.bind.removeprefix("ipc://"))
         try:
@@ -91,7 +91,7 @@ def permissions(state: StateFolder, settings: Settings) -> list[Check]:
             Check(
                 name="socket",
                 status="warn",
-                message=f"{settings.bind} lets in every user of this machine",
+                message=f"{settings.bind} accepts every user of this machine",
                 hint="listen on ipc://, or with keys",
             )
         )

@@ -93,7 +93,7 @@ def _cancel(db: Connection, job: Job) -> str:
         _intend(db, job, "cancel")
         return "cancel"
     if job.state in (JobState.SUCCEEDED, JobState.FAILED):
-        raise Conflict(f"job {job.id} has {word(job.state)} already", hint=f"`offrl rm {job.id}` removes it")
+        raise Conflict(f"job {job.id} has already {word(job.state)}", hint=f"`offrl rm {job.id}` removes it")
     if job.state != JobState.CANCELLED:
         move(db, job, JobState.CANCELLED, reason="cancelled before it ran" if job.attempt == 0 else "cancelled")
     return ""
@@ -101,7 +101,7 @@ def _cancel(db: Connection, job: Job) -> str:
 
 def _pause(db: Connection, job: Job) -> str:
     if job.state.ended:
-        raise Conflict(f"job {job.id} has {word(job.state)} already")
+        raise Conflict(f"job {job.id} has already {word(job.state)}")
     if job.state == JobState.RUNNING:
         if job.kind not in PAUSABLE:
             raise Conflict(
@@ -140,7 +140,7 @@ def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
             hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first",
         )
     if steps <= job.step:
-        raise Conflict(f"job {job.id} has done {job.step} {unit(job.kind)} already", hint=f"give more than that: --steps {2 * job.step}")
+        raise Conflict(f"job {job.id} has already done {job.step} {unit(job.kind)}", hint=f"pass a larger total: --steps {2 * job.step}")
     if job.dataset is not None and job.kind in PINS_DATASET:
         pin_dataset(db, job.dataset)
     values = json.dumps({**job.spec, "steps": steps})

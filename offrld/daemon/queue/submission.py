@@ -197,7 +197,7 @@ def _check_upload_free(db: Connection, upload: str) -> None:
         f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND state IN {UNFINISHED} AND json_extract(spec, '$.upload') = ?", (upload,)
     ).fetchone()
     if user is not None:
-        raise Conflict(f"upload {upload} is used by job {user[0]} already")
+        raise Conflict(f"upload {upload} is already used by job {user[0]}")
 
 
 def import_target(db: Connection, spec: ImportSpec) -> list[str]:

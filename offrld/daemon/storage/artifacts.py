@@ -54,7 +54,7 @@ def choose_step(job: str, run: RunFolder, seed: int, *, best: bool, step: int | 
     if not steps:
         raise Conflict(f"job {job} has no checkpoint yet", hint="wait for its first one: `offrl status` shows how far it is")
     if best and step is not None:
-        raise InvalidInput(f"both the best step and step {step} were requested", hint="give one of --best and --step")
+        raise InvalidInput(f"both the best step and step {step} were requested", hint="pass one of --best and --step")
     if step is not None:
         if step not in steps:
             raise Unknown(f"job {job} has no checkpoint of step {step}", hint=f"steps: {_shortened(steps)}")

@@ -114,9 +114,9 @@ class Supervisor:
         self.devices.inventory = await placement.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
         cards = self.devices.inventory.cards
         log.info(
-            "%d CPU threads for train jobs, cards: %s",
+            "%d CPU threads for training jobs, GPUs: %s",
             self.devices.inventory.threads,
-            "as the workers find them" if cards is None else ", ".join(card.name for card in cards) or "none",
+            "not detected, workers choose" if cards is None else ", ".join(card.name for card in cards) or "none",
         )
         self._spawn(forever(self._passes, "housekeeping", self._keep_house, HOUSEKEEPING_S, min(HOUSEKEEPING_S, HOUSE_RETRY_S)))
         self._spawn(self._spares.fill())

@@ -34,7 +34,7 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
         if not isinstance(batch, run.batch_type) or len(run.seeds) > 1:
             raise InvalidInput(
                 f"a {type(batch).__name__} is of one seed; this learner takes {run.batch_type.__name__} for {len(run.seeds)} seeds",
-                hint="give the store's batch, which serves all seeds",
+                hint="pass the store's batch, which serves all seeds",
             )
         return [batch]
     if run.algorithm.plays:
@@ -100,7 +100,7 @@ def _check_arrays(run: Run, batch: Any, needs: list[str]) -> None:
             _check_array(name, value, lead, f"take it of store.{run.algorithm.batch_kind}(...)")
     weight = getattr(batch, "weight", None)
     if weight is not None and (np.shape(weight) != lead or _numbers(weight) is None or np.any(np.asarray(weight) < 0)):
-        raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"give {list(lead)} finite ones from 0")
+        raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"pass {list(lead)} finite ones from 0")
 
 
 def _check_array(name: str, value: Any, shape: tuple[int, ...], hint: str) -> np.ndarray:

@@ -207,7 +207,7 @@ class Actor:
         inputs = self.run.space.inputs
         named = observations if isinstance(observations, Mapping) else {next(iter(inputs)): observations}
         if missing := [name for name in inputs if name not in named]:
-            raise InvalidInput(f"observations lack the field {missing[0]!r}", hint=f"give a mapping of {', '.join(inputs)}")
+            raise InvalidInput(f"observations lack the field {missing[0]!r}", hint=f"pass a mapping of {', '.join(inputs)}")
         fields = {name: _array(name, named[name], dtype, shape) for name, (dtype, shape) in inputs.items()}
         if len({len(array) for array in fields.values()}) > 1:
             raise InvalidInput(f"fields differ in length: { {name: len(array) for name, array in fields.items()} }")
@@ -237,9 +237,9 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
     except ValueError:
         raise InvalidInput(f"{name} is not an array of equal rows") from None
     if array.dtype.kind not in "iufb" or array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        hint = f"put it into a batch: {name}[None]" if array.shape == shape else "give one row for each observation"
+        hint = f"put it into a batch: {name}[None]" if array.shape == shape else "pass one row per observation"
         wanted = ", ".join(["B", *map(str, shape)])
-        raise InvalidInput(f"{name} is {array.dtype} of shape {list(array.shape)}, [{wanted}] of {dtype} is needed", hint=hint)
+        raise InvalidInput(f"{name} has shape {list(array.shape)} and dtype {array.dtype}; expected [{wanted}], {dtype}", hint=hint)
     with np.errstate(invalid="ignore", over="ignore"):
         cast = np.array(array, dtype)  # a copy, because torch warns about read-only memory
     # A cast may lose digits, nothing else: integers must stay the same, and finite numbers finite.
@@ -248,7 +248,7 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
         value = array[wrong].ravel()[0]
         if not np.isfinite(value):
             raise InvalidInput(f"{name} has the value {value}", hint="a policy acts on finite numbers")
-        raise InvalidInput(f"{name} has the value {value}, which does not fit {dtype}", hint=f"give an array of {dtype}")
+        raise InvalidInput(f"{name} has the value {value}, which does not fit {dtype}", hint=f"pass an array of {dtype}")
     return cast
 
 

@@ -143,15 +143,15 @@ def create(
 def _check_numbers(seeds: Any, threads: Any, holdout: Any, dtype: Any) -> None:
     """Raise `InvalidInput` for arguments of `create` that torch would refuse later or misinterpret."""
     if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or not all(isinstance(seed, Integral) for seed in seeds):
-        raise InvalidInput(f"seeds is {seeds!r}", hint="give a list of whole numbers, for example seeds=[0]")
+        raise InvalidInput(f"seeds is {seeds!r}", hint="pass a list of whole numbers, for example seeds=[0]")
     if len(set(seeds)) != len(seeds):
         raise InvalidInput(f"seeds must be given once each, got {list(seeds)}")
     if threads is not None and (not isinstance(threads, Integral) or not 1 <= int(threads) <= MOST_THREADS):
-        raise InvalidInput(f"threads is {threads!r}", hint=f"give a whole number from 1 to {MOST_THREADS}")
+        raise InvalidInput(f"threads is {threads!r}", hint=f"pass a whole number from 1 to {MOST_THREADS}")
     if not isinstance(holdout, Real) or not 0 <= float(holdout) <= 1:
-        raise InvalidInput(f"holdout is {holdout!r}", hint="give the fraction of the episodes to hold out, at least 0 and below 1")
+        raise InvalidInput(f"holdout is {holdout!r}", hint="pass the fraction of the episodes to hold out, at least 0 and below 1")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InvalidInput(f"dtype is {dtype!r}", hint="give torch.float32 or torch.float64")
+        raise InvalidInput(f"dtype is {dtype!r}", hint="pass torch.float32 or torch.float64")
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ def _declared(schema: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]
         try:
             bound = np.broadcast_to(np.asarray(value, np.float64), shape)
         except (TypeError, ValueError):
-            raise InvalidInput(f"{name} is {own!r}", hint=f"give one number, or {int(np.prod(shape))} numbers") from None
+            raise InvalidInput(f"{name} is {own!r}", hint=f"pass one number, or {int(np.prod(shape))} numbers") from None
         if own is not None and np.isnan(bound).any():
-            raise InvalidInput(f"{name} is {own!r}", hint="give numbers")
+            raise InvalidInput(f"{name} is {own!r}", hint="pass numbers")
         bounds.append(bound)
     return bounds[0], bounds[1]
 

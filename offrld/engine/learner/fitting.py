@@ -85,7 +85,7 @@ def fitter(
     """
     data = learner.data
     if data is None:
-        raise InvalidInput("this learner has no dataset to train on", hint="give one when you create or load it, or use update(batch)")
+        raise InvalidInput("this learner has no dataset to train on", hint="pass one when you create or load it, or use update(batch)")
     trainer = learner.trainer
     plan = _plan(trainer, data, _Request(steps, epochs, steps_per_epoch, episodes, transitions, shuffle))
     output = sys.stderr if output is None else output
@@ -124,7 +124,7 @@ def episodes_of(data: TrainingData, episodes: Any) -> EpisodeList:
     """Return episodes by number as a part of the store; None: the held-out ones, or all if none are held out."""
     if isinstance(episodes, EpisodeList):
         if episodes.store is not data.store:
-            raise InvalidInput("these episodes belong to another store", hint="give numbers of episodes, or open one store for both")
+            raise InvalidInput("these episodes belong to another store", hint="pass numbers of episodes, or open one store for both")
         return episodes
     everything = EpisodeList(data.store, np.arange(len(data.store)))
     if episodes is None:
@@ -165,7 +165,7 @@ class _Request:
         if self.episodes is not None and self.transitions is not None:
             raise InvalidInput("episodes and transitions are mutually exclusive", hint="give only one of them")
         if self.shuffle and self.epochs is None:
-            raise InvalidInput("shuffle needs epochs", hint="give epochs=N instead of steps")
+            raise InvalidInput("shuffle needs epochs", hint="pass epochs=N instead of steps")
 
 
 @dataclass(frozen=True)

@@ -202,20 +202,20 @@ def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mappin
 
 
 def seeds_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
-    """As `loaded_of`; raises `InvalidInput` if there is not one seed."""
+    """Return the result of `loaded_of`; raise `InvalidInput` if it has no seed."""
     if not (loaded := loaded_of(source)):
-        raise InvalidInput("the other run has no seed", hint="give a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput("the other run has no seed", hint="pass a learner, or the result of offrld.Loaded.read")
     return loaded
 
 
 def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
-    """Another run as its seeds, whether it is loaded or a learner."""
+    """Return the seeds of another run, which may be loaded or a learner."""
     if isinstance(source, Loaded):
         return [source]
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return [loaded for part in source for loaded in loaded_of(part)]
     if isinstance(source, Mapping) or not hasattr(source, "loaded"):
-        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="give a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="pass a learner, or the result of offrld.Loaded.read")
     return [source.loaded(seed) for seed in source.seeds]
 
 
@@ -240,7 +240,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_seed(state: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
-    """One seed's part of `TrainState.tensors`; the count of an optimiser's moves is one number for all seeds."""
+    """Return one seed's part of `TrainState.tensors`; an optimizer's step count is one number for all seeds."""
     return {name: tensor if name.endswith("/count") and tensor.dim() == 0 else tensor[position] for name, tensor in state.items()}
 
 

@@ -45,7 +45,7 @@ class Updater:
                 for position, result in enumerate(results):
                     self.state.update(position, result.updates)
                 metrics = self._joined([result.metrics for result in results])
-        for targets, online, rate in due.followers:
+        for targets, online, rate in due.followers:  # the rate is `tau`, or 1 for a copy at an interval
             polyak(targets, online, rate)
         return metrics
 
