@@ -29,7 +29,7 @@ def observations(store):
 
 
 @names
-def test_a_checkpoint_says_enough_to_act(algorithm, store_for, tmp_path):
+def test_a_checkpoint_alone_suffices_to_act(algorithm, store_for, tmp_path):
     learner = trained(algorithm, store_for(algorithm), seeds=[4, 2])
     learner.save(tmp_path / "c.safetensors")
     for seed in (4, 2):
@@ -79,7 +79,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(continuous_store, tmp_pat
         Loaded.read(tmp_path / "nothing", get)
 
 
-def test_a_copy_of_a_learner_does_not_train_on(continuous_store):
+def test_a_copy_of_a_learner_is_not_trained_further(continuous_store):
     learner = trained(ALGORITHMS["td3_bc"], continuous_store)
     copy, seen = Loaded.of(learner), observations(continuous_store)
     before = copy.policy()(seen)

@@ -283,7 +283,7 @@ def test_seeds_stacked_move_as_each_alone_does_by_its_own_norm_and_factor(optimi
             same([p[position] for p in stacked], alone)
 
 
-def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
+def test_gradients_with_another_memory_layout_are_read_correctly():
     mine, plain = start(), start()
     grads = gradients(0)
     strided = [g.transpose(0, -1).contiguous().transpose(0, -1) if g.dim() > 1 else g for g in grads]
@@ -303,7 +303,7 @@ def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
         ({"type": "sgd", "nesterov": True}, "o: nesterov needs momentum above 0"),
     ],
 )
-def test_settings_that_the_optimiser_would_not_read_are_refused(values, text):
+def test_settings_that_the_optimizer_ignores_are_refused(values, text):
     with pytest.raises(InvalidInput) as caught:
         settings.build(Config(), {f"o.{name}": value for name, value in values.items()})
     assert text in str(caught.value)

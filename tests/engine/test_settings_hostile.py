@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("algorithm", "name"), SETTINGS.values(), ids=lambda each: each)
-def test_an_odd_value_is_taken_or_refused_in_one_short_line(algorithm, name):
+def test_an_odd_value_is_accepted_or_refused_in_one_short_line(algorithm, name):
     for value in ODD:
         try:
             get(algorithm).configure({name: value})

@@ -121,7 +121,7 @@ def test_further_leading_axes_of_observations_are_kept(kind, where):
 
 @networks
 @pytest.mark.parametrize("training", [False, True])
-def test_seeds_mapped_together_equal_each_seed_by_itself(kind, where, training):
+def test_seeds_mapped_together_equal_each_seed_alone(kind, where, training):
     settings = {"batch_norm": True, "layer_norm": True, "dropout": 0.4} if kind != "simba" else {"dropout": 0.4}
     network = made(kind, where, 2, **settings)[1]
     per_seed = [network.init(torch.Generator().manual_seed(seed), torch.float64) for seed in range(3)]
@@ -231,7 +231,7 @@ def test_the_defaults_are_those_of_nature_dqn_and_simba():
         ({}, (4, 5), ["(4, 5)", "neither a vector nor an image"]),
     ],
 )
-def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, view, words):
+def test_unsuitable_observations_are_refused_naming_what_was_expected_and_given(values, view, words):
     with pytest.raises(InvalidInput) as caught:
         build("net", view, settings.build(Encoder(), values))
     for word in words:
@@ -250,7 +250,7 @@ def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, 
         ({"options": {"a": 1}}, "options"),
     ],
 )
-def test_settings_that_make_no_encoder_are_refused(values, words):
+def test_invalid_encoder_settings_are_refused(values, words):
     with pytest.raises(InvalidInput) as caught:
         settings.build(Encoder(), values)
     assert words in str(caught.value)

@@ -79,7 +79,7 @@ def test_values_targets_and_errors_are_the_packages(discrete):
 
 
 @pytest.mark.parametrize("name", ["td3_bc", "double_dqn", "bcq"])
-def test_it_trains_to_the_bits_of_the_same_built_in_one_and_goes_through_a_checkpoint(name, store_for, tmp_path):
+def test_it_trains_to_the_same_bits_as_the_built_in_type_and_survives_a_checkpoint(name, store_for, tmp_path):
     algorithm = get(name)
     store = store_for(algorithm)
     values = {
@@ -99,7 +99,7 @@ def test_it_trains_to_the_bits_of_the_same_built_in_one_and_goes_through_a_check
     assert all(torch.equal(value, again.state.tensors()[key]) for key, value in learners["regression"].state.tensors().items())
 
 
-def test_what_is_wrong_is_said():
+def test_invalid_q_functions_are_reported():
     with pytest.raises(Unknown, match="unknown Q function type 'regresion'"):
         q_plugins.load("regresion")
     with pytest.raises(InvalidInput, match=r"'bare' of 'offrl.q_functions' \(offrl_test_q_bare\) has no function size, mean, errors"):

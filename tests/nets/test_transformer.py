@@ -89,7 +89,7 @@ def test_it_is_the_plain_torch_transformer_on_every_real_step(discrete, position
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_padding_and_what_comes_later_change_nothing(discrete):
+def test_padding_and_later_steps_change_nothing(discrete):
     model = model_of(discrete)
     params, window, other = parameters(model), windows(discrete, 0), windows(discrete, 1)
     padding, real = window.mask == 0, window.mask > 0
@@ -135,7 +135,7 @@ def test_gradients_are_finite_and_reach_every_parameter():
         assert gradient.abs().max() > 1e-12, name
 
 
-def test_several_models_are_mapped_as_each_is_alone():
+def test_mapped_models_equal_each_model_alone():
     model, window = model_of(True, attention_dropout=0.2), windows(True)
     many = [parameters(model), {name: value * 1.1 for name, value in parameters(model).items()}]
 

@@ -88,7 +88,7 @@ def test_checksums_of_rows_are_those_of_zlib(kernel):
     assert out.tolist() == [zlib.crc32(row[:60]) for row in rows]
 
 
-def test_without_compiled_kernels_it_warns_once_and_goes_on(tmp_path):
+def test_without_compiled_kernels_it_warns_once_and_continues(tmp_path):
     package = Path(layout.__file__).parent
     shutil.copytree(package, tmp_path / "offrl_store", ignore=shutil.ignore_patterns("*.so", "*.pyx", "*.c", "__pycache__"))
     code = f"""

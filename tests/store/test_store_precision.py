@@ -14,7 +14,7 @@ FINE = np.full((3, 1), THIRD)
 WIDE = Schema(Field("float64", (1,)), Field("float64", (1,)), Field("float64"), {"cost": Field("float64")})
 
 
-def test_float64_goes_in_and_comes_out_bit_for_bit(tmp_path):
+def test_float64_is_read_back_bit_for_bit(tmp_path):
     episode = Episode(np.full((4, 1), THIRD), FINE, FINE[:, 0], True, {"cost": FINE[:, 0]})
     store = write(tmp_path / "s", WIDE, [episode])
     with store.writer() as writer:
