@@ -26,7 +26,7 @@ def fill(path, action, episodes):
 
 
 def trained(name, store, steps, values, **inputs):
-    """A learner with small networks, in few updates."""
+    """Train a learner with small networks for few updates."""
     algorithm = get(name)
     small = {"batch_size": 64}
     for encoder in ("encoder", "actor_encoder", "critic_encoder", "value_encoder", "imitator_encoder", "dynamics_encoder"):
@@ -176,7 +176,7 @@ DISCRETE = {
 
 
 def values_in(learner, name):
-    """What it thinks of walking right in each cell."""
+    """Return the learned value of walking right in each cell."""
     params = {n: v[0].float() for n, v in learner.state.params.items()}
     seen = CELLS if learner.scalers.observation["observation"] is None else learner.scalers.observation["observation"](CELLS)
     return get(name).value(params, learner.config, learner.nets, seen, torch.ones(4, dtype=torch.int64))[0].detach()
@@ -284,7 +284,7 @@ def test_fqe_of_a_continuous_policy(tmp_path):
 
 
 def _leftward(corridor):
-    """The corridor's store with every action a step to the left."""
+    """Return the corridor's store with every action replaced by a step to the left."""
     episodes = (corridor.read_episode(number) for number in range(20))
     changed = (
         Episode(observation=e.observation, action=np.zeros_like(e.action), reward=e.reward, terminated=e.terminated) for e in episodes

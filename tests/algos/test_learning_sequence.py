@@ -1,4 +1,4 @@
-"""Sequence models learn to do what they are asked for: the same policy gives a low return or a high one."""
+"""Sequence models learn to follow a target return: the same policy reaches a low return or a high one."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def bear_plan(k):
         Move("temp", ("temp",), 0.04, bear_temperature),
         Move("alpha", ("alpha",), 0.05, bear_alpha),
         Move("critic", ("critic",), 0.02, bear_critic),
-        # One optimiser in both phases.
+        # One optimizer in both phases.
         Move("warmup", ("actor",), 0.01, bear_constraint, moments="actor") if k < 2 else Move("actor", ("actor",), 0.01, bear_actor),
         Clamp("alpha.log", -5, 10),
         Follow({"critic": 0.1}),

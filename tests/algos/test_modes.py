@@ -1,4 +1,4 @@
-"""Which networks train and which are only asked: dropout acts in the networks that a step moves, and in no other."""
+"""Training and evaluation mode: dropout acts only in the networks that a step optimizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PPO where it plays: its updates against an independent computation, its settings, resuming, its policy file, and that it learns."""
+"""PPO: its updates against an independent computation, its settings, resuming, its policy file, and that it learns."""
 
 from __future__ import annotations
 

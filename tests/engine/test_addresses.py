@@ -1,4 +1,4 @@
-"""Where memory happened to be free decides no bit of a run: batches begin on a boundary, and so does what a product reads."""
+"""Memory addresses never affect the bits of a run: batches and the operands of products start on a boundary."""
 
 from __future__ import annotations
 

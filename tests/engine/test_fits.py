@@ -1,4 +1,4 @@
-"""What can be said of a dataset and settings before training: actions that no policy gives, images too small for the filters."""
+"""Checks of dataset and settings before training: actions that no policy can output, images too small for the filters."""
 
 import gymnasium.spaces as spaces
 import numpy as np

@@ -1,4 +1,4 @@
-"""Training loops and single updates in-process: what is trained on, what is reported, and what a run may be made of."""
+"""In-process training loops and single updates: their data, their reports, and the sources of a run."""
 
 from __future__ import annotations
 

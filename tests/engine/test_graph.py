@@ -1,4 +1,4 @@
-"""Many updates at once: a chunk gives the bits of the ordinary loop, reads nothing back, and ends where something else is due."""
+"""Many updates at once: a chunk gives the same bits as the ordinary loop, reads no values back, and ends before any other event."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def learner_of(algorithm, store, values=None, **options):
 
 
 def chunked(learner, length, *, met=1):
-    """The learner, training by chunks that run without a graph."""
+    """Make the learner train in chunks that run without a graph."""
     seen = []
 
     def capture(chunk):
@@ -46,7 +46,7 @@ def chunked(learner, length, *, met=1):
 
 
 class Always(dict):
-    """Every pattern was met often enough."""
+    """Report every pattern as frequent enough to capture."""
 
     def __init__(self, times):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The hooks of an algorithm: each is used by a small algorithm made for it, through the same learner as the registry's."""
+"""The hooks of an algorithm: a small algorithm uses each of them, through the same learner as the registry's."""
 
 from __future__ import annotations
 

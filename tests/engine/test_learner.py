@@ -1,4 +1,4 @@
-"""The learner: what a run's result depends on, and what it must not depend on."""
+"""The learner: what may and what must not affect the result of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from a checkpoint alone: no dataset, no learner."""
+"""Runs read from a checkpoint alone, without dataset or learner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training process keeps the memory that it has freed."""
+"""A training process keeps freed memory for reuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimisers: each equals torch's own of that name, its schedule torch's own, and clipping and factors act seed by seed."""
+"""Optimizers: each equals torch's of the same name, schedules equal torch's, and clipping and factors act per seed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def same(one, other, tolerance: float = 1e-12) -> None:
 
 
 def gpt_groups(params: list[torch.Tensor], decay: float) -> list[dict[str, Any]]:
-    """What nanoGPT's rule gives for `SHAPES`, written out."""
+    """Return the result of nanoGPT's rule for `SHAPES`, written out."""
     weights = ("net.0.weight", "net.conv.weight")
     return [
         {"params": [p for n, p in zip(NAMES, params, strict=True) if n in weights], "weight_decay": decay},

@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread are those made when asked for, in any order, and the thread ends whatever happens."""
+"""Batches prefetched by a thread equal those drawn on request, in any order, and the thread always ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_same(one: Samples, other: Samples) -> None:
 
 
 def made_ahead(source: PrefetchSource) -> list[int]:
-    """The updates that are ready, once the thread has filled all that is free."""
+    """Return the updates that are ready once the thread has filled all free blocks."""
     deadline = time.monotonic() + 60
     while len(source._ring._filled) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -207,7 +207,7 @@ raise ValueError("on purpose")
 
 
 class Stream:
-    """Does what it is given, in order, later: what a stream of a GPU is."""
+    """Run functions later and in order, like a stream of a GPU."""
 
     def __init__(self, delays: np.random.Generator) -> None:
         self._work: queue.Queue = queue.Queue()

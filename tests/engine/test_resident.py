@@ -1,4 +1,4 @@
-"""A store resident on a device gives the batches of the host's sampler, bit for bit, whatever is asked for."""
+"""A store resident on a device gives the same batches as the host's sampler, bit for bit, for any request."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NOISE = {"target": Noise((3, 2)), "mix": Noise((5,), "uniform")}
 
 
 def bits(value):
-    """The array's bytes: NaN and the sign of zero count."""
+    """Return the array's bytes, so that NaN and the sign of zero count."""
     array = np.ascontiguousarray(value.numpy() if isinstance(value, torch.Tensor) else value)
     return array.dtype, array.shape, array.tobytes()
 
 
 def assert_same(one, other, label=""):
-    """Whether two raw batches are the same in every part."""
+    """Assert that two raw batches are equal in every part."""
     if isinstance(one, Mapping):
         assert one.keys() == other.keys(), label
         for name in one:
@@ -159,7 +159,7 @@ def test_many_updates_at_once_equal_single_ones(continuous_store, kind):
 
 
 class Operations(TorchDispatchMode):
-    """Collects the names of the operations done."""
+    """Collect the names of executed operations."""
 
     def __init__(self):
         super().__init__()

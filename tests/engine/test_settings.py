@@ -1,4 +1,4 @@
-"""Settings: dotted names, types, limits, and errors that name the value and what to do."""
+"""Settings: dotted names, types, limits, and errors that name the value and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plugin_types() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """A component: a type, and settings that only some types read."""
+    """A component: a type, and settings that only some types use."""
 
     type: str = setting("plain", "a type", choices=plugin_types)
     height: float = setting(1.0, "of waves", only=("wavy",))

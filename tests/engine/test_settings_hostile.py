@@ -1,4 +1,4 @@
-"""Whatever is given for a setting is taken or refused in one short line, before anything is built."""
+"""Any value of a setting is accepted or refused in one short line, before anything is built."""
 
 import pytest
 

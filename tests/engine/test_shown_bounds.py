@@ -1,4 +1,4 @@
-"""Datasets that declare no bounds of their actions, or not all: the range of the data takes the place of what is missing."""
+"""Datasets that declare no or only some bounds of their actions: the range of the data replaces missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What in-process training takes for a dataset, and bounds of actions that nobody declares."""
+"""The forms of a dataset that in-process training accepts, and bounds of actions that are not declared."""
 
 from __future__ import annotations
 

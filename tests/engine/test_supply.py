@@ -93,7 +93,7 @@ def test_an_unknown_feed_is_refused(continuous_store):
 
 
 def test_on_a_gpu_the_store_is_resident_if_it_takes_at_most_half_of_the_free_memory(continuous_store, monkeypatch):
-    """The figures that the CUDA runtime gives are set here; what torch holds in reserve counts as free."""
+    """The CUDA runtime's figures are set here; memory that torch holds in reserve counts as free."""
     request = Request("transitions", {"batch_size": 8}, (0,))
     needed = needed_bytes(continuous_store, request)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3000)

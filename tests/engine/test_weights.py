@@ -1,4 +1,4 @@
-"""Importance weights of a batch: every loss of every algorithm counts each transition by its own."""
+"""Importance weights of a batch: every loss of every algorithm weights each transition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick form of the fuzzing of the wire: `make fuzz` is the long one, with ten million messages and coverage to guide them."""
+"""A short run of the wire fuzzer; `make fuzz` is the long one, with ten million messages and coverage guidance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where operands lie in memory: products have the same bits at every address."""
+"""Addresses of operands: products have the same bits at every address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = [                      # rows, inputs, outputs
 
 
 def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
-    """A copy with the same strides that begins ``offset`` bytes beyond a boundary, rounded up to whole elements."""
+    """Return a copy with the same strides that starts ``offset`` bytes after a boundary, rounded up to whole elements."""
     size = tensor.element_size()
     extent = 1 + sum((count - 1) * step for count, step in zip(tensor.shape, tensor.stride(), strict=True))
     room = torch.empty(extent + 2 * BOUNDARY, dtype=tensor.dtype)
@@ -38,7 +38,7 @@ def drawn(*shapes, dtype=torch.float32):
 
 
 def there_and_back(function, given, grad):
-    """The value and the gradients of everything given."""
+    """Return the value and the gradients of all arguments."""
     leaves = [None if value is None else value.detach().requires_grad_() for value in given]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad)]
@@ -127,6 +127,6 @@ def test_aligned_tensors_are_not_copied_and_copies_of_others_keep_their_strides(
 
 
 def test_torch_allocates_on_a_boundary():
-    """Which the promise rests on: see `offrld.nets.aligned`."""
+    """`offrld.nets.aligned` relies on this."""
     kept = [torch.empty(size, dtype=torch.uint8) for size in (*range(1, 200), *range(1 << 10, 1 << 17, 997))]
     assert all(tensor.data_ptr() % BOUNDARY == 0 for tensor in kept)

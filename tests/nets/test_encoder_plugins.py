@@ -1,4 +1,4 @@
-"""Encoders of installed packages: listed by name without an import, built by name, refused in one line when they are wrong."""
+"""Encoders of installed packages: listed by name without an import, built by name, refused in one line if they are invalid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ POINTS = {
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A package with entry points, as an installer leaves it in a folder of ``sys.path``."""
+    """Install a package with entry points in a folder of ``sys.path``."""
     (tmp_path / "offrl_test_fourier.py").write_text(PLUGIN)
     (tmp_path / "offrl_test_broken.py").write_text("import offrl_no_such_module\n")
     (tmp_path / "offrl_test_bare.py").write_text("")

@@ -50,7 +50,7 @@ def observed(view, rows: tuple[int, ...] = (6,), seed: int = 0):
 
 
 def made(kind: str, where: str, action_size: int = 0, **values):
-    """An encoder with parameters none of which is 0 or 1, so that a forgotten one shows."""
+    """Build an encoder whose parameters are neither 0 nor 1, so that a missing one shows."""
     encoder = encoder_of(kind, **values)
     network = build("net", VIEWS[where], encoder, action_size)
     params = network.init(torch.Generator().manual_seed(0), torch.float64)
@@ -257,7 +257,7 @@ def test_invalid_encoder_settings_are_refused(values, words):
 
 
 class Evaluated(torch.nn.Module):
-    """An encoder in evaluation as the module that a policy file is made from."""
+    """An encoder in evaluation mode as a module that can be exported."""
 
     def __init__(self, network, params) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the same values and derivatives as torch's own, and not where they cannot be had."""
+"""Linear layers through oneDNN: the same values and derivatives as torch's, and not used if unavailable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = [
 
 
 class Products(TorchDispatchMode):
-    """Counts oneDNN's products."""
+    """Count oneDNN's products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_the_context_restores_the_product_even_after_an_error():
 
 
 def slow(*arguments):
-    """oneDNN's product, twenty times for once."""
+    """oneDNN's product, repeated twenty times so that it is slow."""
     return [RIGHT(*arguments) for _ in range(20)].pop()
 
 
@@ -190,7 +190,7 @@ def test_the_probe_rejects_a_wrong_or_slow_product(probe, product, text):
 
 @needs_onednn
 def test_the_first_answer_holds_in_every_later_run(probe, tmp_path):
-    """Where two libraries are about as fast, chance would choose another one in each run, with other last bits."""
+    """If two libraries are about as fast, a new probe could choose differently in each run and change the last bits."""
     wrong, text = lambda *arguments: RIGHT(*arguments) * 1.01, "a difference between oneDNN's product and torch's"
     first = probe(slow)
     assert probe(wrong) == first
@@ -244,7 +244,7 @@ def test_nothing_is_saved_for_a_user_without_a_home(probe, monkeypatch):
 @needs_onednn
 def test_of_two_concurrent_probes_the_first_to_write_wins(probe, tmp_path):
     def late(*arguments):
-        """Another process has written its answer by the time that this one has made up its mind."""
+        """Simulate another process that writes its answer while this one measures."""
         if not list(tmp_path.iterdir()):
             file = tmp_path / f"linear-{onednn._circumstances(1)}.json"
             file.write_text('{"faster": true, "seen": "the other"}')

@@ -34,7 +34,7 @@ def params_of(net):
 
 
 def head(params, name, x):
-    """Two ReLU layers and the head, in NumPy."""
+    """Compute two ReLU layers and the head in NumPy."""
     p = {n: v.numpy() for n, v in params.items()}
     for i in range(2):
         x = np.maximum(x @ p[f"{name}.encoder.{i}.weight"].T + p[f"{name}.encoder.{i}.bias"], 0)

@@ -38,7 +38,7 @@ def critics_of(kind, *, discrete, members=MEMBERS, **values):
 
 
 def params_of(net, seed=0):
-    """Parameters larger than the initial ones, so that quantiles and proposals differ visibly."""
+    """Return parameters larger than the initial ones, so that quantiles and proposals differ visibly."""
     return {name: 2.5 * value for name, value in net.init(generator(seed), torch.float64).items()}
 
 
@@ -56,7 +56,7 @@ def layer(p, name, x):
 
 
 def reference(params, net, kind, x, member, fractions):
-    """One member's quantiles ``[outputs][M]`` and expected values ``[outputs]`` for one input vector."""
+    """Compute one member's quantiles ``[outputs][M]`` and expected values ``[outputs]`` for one input vector."""
     p = {name: value.detach().numpy() for name, value in params.items() if name != CONTEXT}
     trunk = "q.encoder" if "q.encoder.0.weight" in p else f"q.{member}.encoder"
     h = x

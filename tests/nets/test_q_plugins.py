@@ -14,7 +14,7 @@ from offrld import settings
 from offrld.algos import get
 from offrld.nets import Critics, DiscreteCritics, Encoder, QFunction, q_plugins
 
-# Quantile regression once more, written for a package: it must then be the built-in one to the last bit.
+# Quantile regression as a package's Q function: it must equal the built-in one to the last bit.
 REGRESSION = """
 import torch
 from torch.nn.functional import huber_loss
@@ -42,7 +42,7 @@ BUILT_IN = QFunction(type="qr", n_quantiles=5)
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path, monkeypatch):
-    """A package with entry points, as an installer leaves it in a folder of ``sys.path``."""
+    """Install a package with entry points in a folder of ``sys.path``."""
     for name, text in POINTS.items():
         (tmp_path / f"offrl_test_q_{name}.py").write_text(text)
     info = tmp_path / "offrl_test_q-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""The uniform numbers of a context: distribution, independence, and the same numbers however they are computed."""
+"""The uniform numbers of a context: distribution, independence, and the same numbers from every implementation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_numbers_are_uniform_on_zero_to_one(key):
 
 
 def chi_square(x: torch.Tensor, bins: int) -> float:
-    """Pearson's statistic of equal bins as standard deviations from its mean."""
+    """Return Pearson's statistic of equal bins, in standard deviations from its mean."""
     counts = torch.bincount((x * bins).long(), minlength=bins).double()
     expected = len(x) / bins
     return (((counts - expected) ** 2 / expected).sum().item() - (bins - 1)) / (2 * (bins - 1)) ** 0.5
@@ -59,7 +59,7 @@ def test_no_two_of_many_keys_streams_and_calls_are_correlated():
 
 
 def test_the_first_number_over_many_following_keys_is_uniform_too():
-    """An engine counts its keys up: over updates one position must be as random as one update's positions are."""
+    """The engine increments its keys: one position over many updates must be as random as many positions of one update."""
     keys = torch.arange(N) + (3 << 32)
     x = torch.func.vmap(lambda key: random.uniform(random.words(key), (5, 6), (2,), torch.empty(0, dtype=torch.float64)))(keys)
     for column in (x[:, 0], x[:, 1]):
@@ -103,7 +103,7 @@ def test_a_context_draws_new_numbers_for_each_call_name_and_mode():
 
 
 def test_the_numbers_equal_the_hash_in_unbounded_integers_and_never_change():
-    """No operation overflows; and a run that goes on from a checkpoint draws as the version that wrote it did."""
+    """No operation overflows, and a run resumed from a checkpoint draws the same numbers as the version that wrote it."""
 
     def mix(x: int) -> int:
         x = (x ^ x >> 16) * 0x7FEB352D % 2**32

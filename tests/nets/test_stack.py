@@ -1,4 +1,4 @@
-"""Linear layers as one operation: the values and derivatives of torch's own operations, layer by layer."""
+"""Linear layers as one operation: the same values and derivatives as torch's operations layer by layer."""
 
 from __future__ import annotations
 

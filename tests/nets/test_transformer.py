@@ -17,7 +17,7 @@ B, L, D, A, TIMESTEPS = 5, 6, 3, 2, 9
 
 
 def windows(discrete: bool, seed: int = 0) -> SimpleNamespace:
-    """Windows of every number of real steps from one to L; some beyond the largest time step."""
+    """Return windows with every number of real steps from 1 to L; some exceed the largest time step."""
     random = torch.Generator().manual_seed(seed)
     length = torch.tensor([1, 2, 4, L, L])
     last = length + torch.tensor([0, 0, 0, 0, 7])
@@ -50,7 +50,7 @@ def model_of(discrete: bool, position: str = "simple", heads: int = 2, activatio
 
 
 def parameters(model: SequenceModel) -> dict[str, torch.Tensor]:
-    """Initial parameters moved by noise, so that no bias is 0 and no gain is 1."""
+    """Return initial parameters plus noise, so that no bias is 0 and no gain is 1."""
     random = torch.Generator().manual_seed(7)
     params = model.init(random, torch.float64)
     return {name: value + 0.3 * torch.randn(value.shape, generator=random, dtype=torch.float64) for name, value in params.items()}

@@ -1,4 +1,4 @@
-"""The conditional VAE against its formula, and that it learns what it is for: two actions where a mean would give neither."""
+"""The conditional VAE equals its formula and learns two modes of actions, whose mean would be neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be stored and read back, and what is refused with the episode, the field and the row."""
+"""Episodes that can be stored and read back, and errors that name the episode, the field and the row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""check() over everything that a store's folder may hold: damage in any file is named, or at least never passes for data."""
+"""check() over every file of a store's folder: damage is named, or at least never read as data."""
 
 from __future__ import annotations
 

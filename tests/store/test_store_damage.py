@@ -71,7 +71,7 @@ def damages(content: bytes, chance: random.Random, start: int):
 
 
 def read(path: Path, pristine: EpisodeStore) -> list[str]:
-    """Reads all that a store gives; returns what differs from what was written. Errors are raised."""
+    """Read everything in a store; return the differences from what was written. Errors propagate."""
     store = EpisodeStore.open(path)
     wrong = [] if len(store) == len(pristine) and store.first == pristine.first else ["number of episodes"]
     for i, (ours, due) in enumerate(zip(store.episodes, pristine.episodes, strict=False)):

@@ -1,4 +1,4 @@
-"""Bounded stores: the oldest episodes go, their space goes back, and no reader is handed a row of a hole."""
+"""Bounded stores: the oldest episodes are evicted, their space is freed, and no reader ever sees a row of a hole."""
 
 from __future__ import annotations
 

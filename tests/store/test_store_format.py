@@ -1,4 +1,4 @@
-"""The format: the sample of version 1 is read for ever, also by NumPy alone; and the kernels are chosen as documented."""
+"""The format: version 1's sample stays readable, even by NumPy alone, and the kernels are chosen as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes as float64 (or as wide whole numbers) is stored as such, or refused: nothing is narrowed unseen on any way into a store."""
+"""float64 and wide integers are stored as such or refused: no way into a store narrows values silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prioritized sampler draws in proportion to the given priorities, weighs accordingly, and can be stopped and gone on with."""
+"""The prioritized sampler draws in proportion to priorities, weights accordingly, and can be stopped and resumed."""
 
 from __future__ import annotations
 

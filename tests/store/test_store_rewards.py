@@ -1,4 +1,4 @@
-"""Samplers with other rewards or next actions than the stored ones: batches are as if the store held them."""
+"""Samplers with rewards or next actions that replace the stored ones: batches are as if the store held them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows on their way into a store: checksums are zlib's whatever computes them, and both kernels check and gather alike."""
+"""Rows on their way into a store: every checksum implementation equals zlib's, and both kernels check and gather alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transitions sampler gives what a plain-Python oracle gives, with both kernels."""
+"""The transitions sampler equals a plain-Python oracle, with both kernels."""
 
 from __future__ import annotations
 

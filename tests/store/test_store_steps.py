@@ -1,4 +1,4 @@
-"""Writing step by step: the same store as whole episodes give, open episodes that outlive a crash, batches of environments."""
+"""Writing step by step: the same store as with whole episodes, open episodes that survive a crash, batches of environments."""
 
 from __future__ import annotations
 

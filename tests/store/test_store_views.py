@@ -1,4 +1,4 @@
-"""Splitting, copying and joining stores, a data set from flat arrays, metadata of episodes, and what a store says of itself."""
+"""Splitting, copying and joining stores, datasets from flat arrays, metadata of episodes, and a store's description."""
 
 from __future__ import annotations
 

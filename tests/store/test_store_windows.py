@@ -1,4 +1,4 @@
-"""The windows sampler gives what a plain-Python oracle gives, with both kernels."""
+"""The windows sampler equals a plain-Python oracle, with both kernels."""
 
 from __future__ import annotations
 
