@@ -482,7 +482,7 @@ def test_the_step_can_be_set_and_is_saved_in_the_checkpoint(continuous_store, tm
     assert same_state(straight, jumped)
 
 
-@pytest.mark.parametrize(("name", "text"), [("gpu", "no device 'gpu'"), ("cuda:97", "'cuda:97' is not there")])
+@pytest.mark.parametrize(("name", "text"), [("gpu", "unknown device 'gpu'"), ("cuda:97", "'cuda:97' does not exist")])
 def test_a_missing_device_is_named(name, text, continuous_store):
     with pytest.raises(InvalidInput, match=text):
         build("bc", continuous_store, device=name)
