@@ -31,7 +31,7 @@ UNPRIVILEGED = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "
 
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Path]:
-    """A state folder with a dataset, a queued job and the list of algorithms."""
+    """Prepare a state folder with a dataset, a queued job and the list of algorithms."""
     with short_folder() as folder:
         service = Service(folder, SETTINGS.format(train=0), OFTEN)
         try:
@@ -47,7 +47,7 @@ def prepared() -> Iterator[Path]:
 
 @pytest.fixture
 def new_service(prepared: Path) -> Iterator[Callable[..., Service]]:
-    """A service on a copy of that folder, not started yet; ``train``: train jobs at once."""
+    """Create a service on a copy of that folder, not started yet; ``train``: train jobs at once."""
     with short_folder() as folder:
         made: list[Service] = []
 
@@ -64,7 +64,7 @@ def new_service(prepared: Path) -> Iterator[Callable[..., Service]]:
 
 
 def send(client: Client, data: bytes, upload: str = "upload-1", name: str = "data.bin") -> None:
-    """A whole upload of one file, in chunks of 64 KiB."""
+    """Upload one file in chunks of 64 KiB."""
     entry = wire.FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
     offset = client.request(wire.OpenUpload(upload=upload, files=[entry])).received[name]
     while offset < len(data):
@@ -75,13 +75,13 @@ def send(client: Client, data: bytes, upload: str = "upload-1", name: str = "dat
 
 
 def one_line(error: OffrlError) -> str:
-    """The message, which has one line, with its hint."""
+    """Check that the error has a message of one line and a hint; return the message."""
     assert "\n" not in str(error) and error.hint
     return str(error)
 
 
 def nothing_lost(client: Client) -> None:
-    """What was acknowledged before the fault is there, and its key names the same job."""
+    """Check that everything acknowledged before the fault still exists, and that its key still names the same job."""
     assert client.datasets.show("base").episodes == 8
     assert not client.request(wire.Submit(spec=KINDS[1].spec("base", 40), key="first")).created
 
