@@ -168,7 +168,7 @@ def test_jobs_run_side_by_side_as_long_as_cpu_threads_are_free(new_daemon) -> No
     assert daemon.wait(small).state == "succeeded"
     assert daemon.job(running[0]).state == "running"
     daemon.control(running[0], "cancel")
-    with pytest.raises(InvalidInput, match="threads = 5, but the jobs of this service have 4"):
+    with pytest.raises(InvalidInput, match="threads = 5, but all jobs of this service together have 4"):
         daemon.train(data, threads=5)
 
 

@@ -216,7 +216,7 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:  # its text lists twenty kinds of devices
-        raise InvalidInput(f"there is no device {name!r}", hint="auto, cpu, cuda, or cuda:1 for the second card") from None
+        raise InvalidInput(f"there is no device {name!r}", hint="auto, cpu, cuda, or cuda:1 for the second GPU") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InvalidInput(
             f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices", hint="use the device cpu, or auto"
