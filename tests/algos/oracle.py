@@ -4,7 +4,7 @@ Networks are written out once more here, from the parameters' names and shapes a
 perturbation ``i h d`` of a parameter, ``Im(loss) / h`` is the derivative along ``d`` to the last digit, since nothing is subtracted
 (Squire & Trapp 1998). So all of it works on complex arrays: comparisons look at the real part, and `stop`, which drops the imaginary
 part, is what a detached tensor is. A test writes a loss as the paper has it; `replay` compares values, gradients, the order of steps,
-the optimiser's moves and the target copies, and that nothing else moved.
+the optimizer's moves and the target copies, and that nothing else moved.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_ppo_trains_by_its_own_play_and_its_episodes_can_be_had(client, offrl_cl
         client.train_online("dqn", env="CartPole-v1")
     with pytest.raises(InvalidInput, match="dqn takes no envs"):
         client.train_online("dqn", env="CartPole-v1", into=name(), envs=2)
-    with pytest.raises(InvalidInput, match="ppo learns from its own play, not from a dataset"):
+    with pytest.raises(InvalidInput, match="ppo learns from its own rollouts, not from a dataset"):
         client.submit("ppo", dataset=dataset)
 
 

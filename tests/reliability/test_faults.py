@@ -88,7 +88,7 @@ def nothing_lost(client: Client) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------------- disk
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_on_a_full_disk_requests_say_so_and_everything_continues_once_there_is_room(new_service) -> None:
+def test_on_a_full_disk_requests_report_it_and_everything_continues_once_there_is_room(new_service) -> None:
     with small_disk(new_service.folder / "disk", 16) as disk:
         service = new_service(disk.inside, program=disk.program)
         with service.start() as client:
@@ -116,7 +116,7 @@ def test_on_a_full_disk_requests_say_so_and_everything_continues_once_there_is_r
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_a_job_on_a_full_disk_says_so_and_continues_to_the_same_weights(new_service) -> None:
+def test_a_job_on_a_full_disk_reports_it_and_continues_to_the_same_weights(new_service) -> None:
     folder = new_service.folder
     with small_disk(folder / "disk", 16) as disk:
         service = new_service(disk.inside, train=1, program=disk.program)
@@ -139,7 +139,7 @@ def test_a_job_on_a_full_disk_says_so_and_continues_to_the_same_weights(new_serv
 
 
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_it_is(new_service) -> None:
+def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_unchanged(new_service) -> None:
     folder = new_service.folder
     with small_disk(folder / "disk", 16) as disk:
         service = new_service(disk.inside, program=disk.program)
@@ -155,7 +155,7 @@ def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_i
 
 
 # ------------------------------------------------------------------------------------------------------------------ permissions
-def test_a_lost_permission_is_named_and_everything_continues_once_it_is_back(new_service) -> None:
+def test_a_lost_permission_is_named_and_everything_continues_once_it_is_restored(new_service) -> None:
     program = (*UNPRIVILEGED, *PROGRAM) if os.geteuid() == 0 else PROGRAM  # root may do everything unless its capabilities are dropped
     service = new_service(program=program)
     state = service.state

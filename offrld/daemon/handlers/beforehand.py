@@ -186,7 +186,7 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec, job: str) ->
 
 
 def _with(hint: str, example: str) -> str:
-    return f"{hint}: {example}" if example and "train on with" in hint else hint
+    return f"{hint}: {example}" if example and "the algorithm of that run" in hint else hint
 
 
 def _check_room(app: App, spec: CollectSpec | TrainOnlineSpec, schema: Schema) -> None:

@@ -243,7 +243,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
         checked_environment(spec.env, catalog)
         _check_play(spec, bool(algorithm.get("plays")))
     elif algorithm.get("plays"):
-        raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
+        raise InvalidInput(f"{spec.algorithm} learns from its own rollouts, not from a dataset", hint="see `offrl train-online --help`")
     presets = algorithm.get("presets") or {}
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
