@@ -255,10 +255,10 @@ def test_a_broken_database_is_refused_in_one_line_and_left_for_a_back_up(new_ser
     jobs = sorted((service.state / "jobs").rglob("*"))
     status, lines = service.refused()
     assert (status, len(lines)) == (1, 1), lines
-    assert str(path.name) in lines[0] and "replace it with a back-up" in lines[0]
+    assert str(path.name) in lines[0] and "replace it with a backup" in lines[0]
     assert path.read_bytes() == broken
     assert sorted((service.state / "jobs").rglob("*")) == jobs
-    path.write_bytes(whole)  # the back-up
+    path.write_bytes(whole)  # the backup
     with service.start() as client:
         nothing_lost(client)
     assert service.stop() == 0
@@ -295,5 +295,5 @@ def test_after_a_damaged_checkpoint_the_one_before_is_used_and_the_weights_are_t
 
 def test_the_remedy_that_a_message_names_is_documented() -> None:
     operations = (HERE.parent.parent / "docs" / "operations.md").read_text()
-    for words in ("disk is full", "cannot be written by this user", "replace it with a back-up"):
+    for words in ("disk is full", "cannot be written by this user", "replace it with a backup"):
         assert words in operations

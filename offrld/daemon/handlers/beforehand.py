@@ -134,10 +134,10 @@ async def _check_card(app: App, device: str) -> None:
         count = (await app.catalog.ask({"cards": True}, fresh=fresh)).get("cards")
         if count is None or int(device.partition(":")[2] or 0) < count:
             return
-    there = f"has {count} cards, cuda:0 to cuda:{count - 1}" if count else "finds no card"
+    there = f"has {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "finds no GPU"
     raise InvalidInput(
         f"device {device}: torch {there} on the service's machine",
-        hint="submit it with --device cpu or auto; `offrl doctor` says what is there",
+        hint="submit it with --device cpu or auto; `offrl doctor` lists them",
     )
 
 

@@ -274,11 +274,11 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
         yield "actions are vectors of whole numbers: they are learned as numbers, and the policy rounds to the nearest ones"
     elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
         yield (
-            f"every action is one 1 among {raw.shape[1]} numbers: a choice looks so, but a policy would give values in between; "
+            f"every action is one 1 among {raw.shape[1]} numbers, like a discrete choice, but a policy would output values in between; "
             f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
         )
     elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, np.stack(space.bounds)).all():
-        yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
+        yield "all actions are whole numbers stored as floats: if the environment takes discrete choices, import them as a discrete action"
     rows = raw.astype(np.float64)
     scaled = torch.from_numpy(rows) if scalers.action is None else _applied(scalers.action, rows)
     outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
