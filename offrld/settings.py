@@ -1,6 +1,6 @@
 """Settings of algorithms and networks: frozen dataclasses whose fields carry meaning, unit, limits and choices.
 
-Dotted paths address the settings of a component (a nested dataclass: an encoder, an optimiser, a scaler), for example
+Dotted paths address the settings of a component (a nested dataclass: an encoder, an optimizer, a scaler), for example
 ``critic_encoder.units``. A component with a field ``type`` can also be set by its own name, which sets the type (``q_function=qr``).
 
 `build` applies the user's settings. It checks each value against its field, suggests the nearest name for a misspelling, and refuses a

@@ -118,7 +118,7 @@ def _clock(client: Client) -> wire.Check:
     return wire.Check(
         name="clock",
         status="warn" if apart < SKEW_S[1] else "fail",
-        message=f"the daemon's and this machine's are {apart:.1f} s apart",
+        message=f"the daemon's clock and this machine's are {apart:.1f} s apart",
         hint="let both follow a time server: `timedatectl set-ntp true`",
     )
 

@@ -64,7 +64,7 @@ def job(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """
     algorithm = given.get("algo", "ppo")
     if algorithm != "ppo" and algorithm not in AGENTS:
-        raise InvalidInput(f"algo {algorithm!r} is none of gen_dgrl's", hint=f"ppo, {', '.join(AGENTS)}")
+        raise InvalidInput(f"algo {algorithm!r} is not an algorithm of gen_dgrl", hint=f"ppo, {', '.join(AGENTS)}")
     defaults = PPO_DEFAULTS if algorithm == "ppo" else OFFLINE_DEFAULTS
     known = {*defaults, *WITHOUT_EFFECT, *OURS, "algo", "env_name", "seed"}
     for name in given:

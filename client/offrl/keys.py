@@ -176,9 +176,9 @@ def add(state_dir: Path, name: str, public: str, role: str) -> Entry:
     prepare(state_dir)
     for other in entries(state_dir)[0]:
         if other.public == entry.public and other.name != name:
-            raise Conflict(f"this public key is listed as {other.name!r}", hint="make a key for each client: `offrl keys new NAME`")
+            raise Conflict(f"this public key is listed as {other.name!r}", hint="create a key for each client: `offrl keys new NAME`")
     path = clients_dir(state_dir) / f"{name}.toml"
-    hint = f"`offrl keys role {name} ROLE` changes its role, `offrl keys rm {name}` shuts it out"
+    hint = f"`offrl keys role {name} ROLE` changes its role, `offrl keys rm {name}` removes it"
     with _as_owner(state_dir):
         _write_new(path, _entry_text(entry), f"{name!r} is already registered", hint)
     return entry
@@ -230,7 +230,7 @@ def read_entry(path: Path) -> Entry:
     values = _values(path, secret=False)
     role, added = values.get("role"), values.get("added", 0)
     if role not in ROLES or not NAME.fullmatch(path.stem) or path.stem in RESERVED:
-        raise InvalidInput(f"{path} lets nobody in: name {path.stem!r}, role {role!r}", hint=f"roles: {', '.join(ROLES)}")
+        raise InvalidInput(f"{path} does not describe a client: name {path.stem!r}, role {role!r}", hint=f"roles: {', '.join(ROLES)}")
     return Entry(path.stem, _key(path, values, "public"), str(role), float(added) if isinstance(added, int | float) else 0.0)
 
 
@@ -275,7 +275,7 @@ def _values(path: Path, *, secret: bool) -> dict[str, Any]:
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist", hint=NEW_HINT) from None
     except PermissionError:
-        raise NotAllowed(f"{path} cannot be read by this user", hint="it must belong to who uses it") from None
+        raise NotAllowed(f"{path} cannot be read by this user", hint="it must belong to the user who uses it") from None
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):

@@ -41,7 +41,7 @@ def run(work: Callable[[], int], *, needs_stdout: bool = True) -> int:
     there = _prepare()
     try:
         if needs_stdout and not there:
-            raise OutputFailed("stdout is closed", hint="let it go to a file or to /dev/null")
+            raise OutputFailed("stdout is closed", hint="redirect it to a file or to /dev/null")
         try:
             status = work()
         except SystemExit as error:  # of argparse
@@ -93,7 +93,7 @@ def _lost(data: bytes) -> str:
     """What of the output is lost, the number of a job for example; of a policy or another file nothing that a terminal could show."""
     text = data.decode(errors="replace")
     if any(ord(sign) < 32 and not sign.isspace() for sign in text):
-        return "let stdout go to another place"
+        return "redirect stdout to another place"
     text = " ".join(text.split())
     return f"lost: {text if len(text) <= SHOWN else text[:SHOWN] + '...'}"
 

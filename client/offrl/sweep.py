@@ -145,7 +145,7 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, na
             values, called = gen_dgrl.job(values)
         seed = values.pop("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InvalidInput(f"seed {seed!r} is none", hint="a whole number from 0 on")
+            raise InvalidInput(f"seed {seed!r} is not valid", hint="use a whole number of at least 0")
         identity = json.dumps(values, sort_keys=True, default=str)
         jobs.setdefault(identity, values)
         published[identity] = called

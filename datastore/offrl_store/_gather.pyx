@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: the samplers that gather transitions and windows. `_gather_py.py` documents each. No GIL, no allocation per batch."""
+"""Compiled kernels: the samplers that gather transitions and windows. `_gather_py.py` documents them. No GIL, no allocation per batch."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -19,12 +19,12 @@ cdef inline int64_t positive(int64_t x) noexcept nogil:
 cdef struct Operation:
     const uint8_t *source
     uint8_t *out
-    Py_ssize_t width        # bytes of a row of the source; whole numbers: items of a row
+    Py_ssize_t width        # bytes per row of the source; for integers, items per row
     Py_ssize_t stride       # bytes from one sample of the output to the next
-    Py_ssize_t count        # rows taken, ending at the transition's row or its next one
+    Py_ssize_t count        # rows copied, ending at the transition's row or the next one
     bint at_next
     bint repeat_first
-    int code                # -1: copied as bytes; else the dtype of whole numbers that become int64
+    int code                # -1: copied as bytes; otherwise the dtype of integers that become int64
 
 
 cdef struct Chunk:
@@ -37,12 +37,12 @@ cdef class Gatherer:
     cdef const int64_t[:, ::1] table
     cdef const int32_t[::1] guide
     cdef int64_t rows_used, total
-    cdef uint64_t a, b       # the sides of the total
-    cdef Py_ssize_t size     # samples of a batch
+    cdef uint64_t a, b       # the result of sides(total)
+    cdef Py_ssize_t size     # samples per batch
     cdef int shift
     cdef Operation *operations
     cdef Py_ssize_t operation_count
-    cdef list kept           # the arrays behind the pointers
+    cdef list kept           # keeps alive the arrays behind the pointers
 
     cdef set_index(self, table, guide, int shift, Py_ssize_t size, Py_ssize_t rows):
         cdef Py_ssize_t e
@@ -128,7 +128,7 @@ cdef class Gatherer:
                 done += size
 
     cdef inline void approach(self, const int64_t *numbers, Py_ssize_t n) noexcept nogil:
-        """Ask for what ``find`` will read."""
+        """Prefetch what ``find`` will read."""
         cdef Py_ssize_t i
         for i in range(n):
             offrl_prefetch(&self.guide[numbers[i] >> self.shift])
@@ -136,9 +136,9 @@ cdef class Gatherer:
             offrl_prefetch(&self.table[self.guide[numbers[i] >> self.shift], 0])
 
     cdef inline Py_ssize_t find(self, int64_t number) noexcept nogil:
-        """The episode of a transition."""
+        """Return the episode of a transition."""
         cdef Py_ssize_t e = self.guide[number >> self.shift]
-        while self.table[e + 1, 0] <= number:  # the last line holds the total: it ends there
+        while self.table[e + 1, 0] <= number:  # the last line holds the total, so the loop ends there
             e += 1
         return e
 
@@ -182,10 +182,10 @@ cdef class Transitions(Gatherer):
         self.returns, self.returns_out, self.remaining_out, self.last, self.failure = returns, out, remaining, last, failure
 
     cdef void fill(self, const int64_t *numbers, Py_ssize_t done, Py_ssize_t n) noexcept nogil:
-        """Find all rows first, then copy one column after the other.
+        """Find all rows first, then copy column by column.
 
-        The copies of one column do not wait for each other. Asking for the first line of each row while finding the next ones keeps memory
-        busy meanwhile (256 transitions of 1 M: 26 to 24 us); asking for every line of the rows is not faster.
+        The copies of one column do not depend on each other. Prefetching the first cache line of each row while the next rows are found
+        keeps memory busy (256 of 1 M transitions: 24 us instead of 26); prefetching every line of the rows is not faster.
         """
         cdef Chunk chunk
         cdef Operation *one
@@ -224,7 +224,7 @@ cdef class Transitions(Gatherer):
             self.reward_out[done + i] = <float>total
 
     cdef void add_up(self, const int64_t *numbers, Chunk *chunk, Py_ssize_t done, Py_ssize_t n) noexcept nogil:
-        """The returns."""
+        """Compute the returns."""
         cdef Py_ssize_t i, e
         cdef int64_t t, steps
         for i in range(n):
@@ -267,8 +267,8 @@ cdef class Windows(Gatherer):
         self.add_whole(source, out, self.length, False)
 
     cdef void fill(self, const int64_t *numbers, Py_ssize_t done, Py_ssize_t n) noexcept nogil:
-        """As in Transitions; the first lines of a window are asked for, the processor sees by itself that the next ones follow."""
-        cdef Chunk chunk  # after: the row of the first step of the window that is real
+        """Fill as Transitions does; prefetch only a window's first lines, because the hardware prefetcher fetches the next ones."""
+        cdef Chunk chunk  # after: the row of the window's first real step
         cdef Operation *one
         cdef Py_ssize_t i, k, e
         cdef int64_t t, first, start
@@ -294,7 +294,7 @@ cdef class Windows(Gatherer):
                 convert_windows(&self.operations[i], &chunk, done, n, self.length)
 
     cdef inline void steps_of(self, Py_ssize_t sample, int64_t end, int64_t start, int64_t first, int64_t terminal) noexcept nogil:
-        """What a window has beside its columns; backwards, since a return is its reward and the return after it."""
+        """Fill everything but a window's columns; backwards, because a return is a reward plus the next return."""
         cdef Py_ssize_t i, missing = self.length - (end - start + 1)
         cdef float *mask = &self.mask_out[sample, 0]
         cdef float *reward = &self.reward_out[sample, 0]
@@ -320,7 +320,7 @@ cdef void copy_windows(const Operation *one, const Chunk *chunk, Py_ssize_t done
     cdef int64_t row
     for i in range(n):
         to = one.out + (done + i) * one.stride
-        if i + 1 < n and one.count == 1:  # the next window's lines come while this one is copied
+        if i + 1 < n and one.count == 1:  # prefetch the next window while this one is copied
             ahead = one.source + chunk.after[i + 1] * one.width
             for k in range(0, (chunk.row[i + 1] - chunk.after[i + 1] + 1) * one.width, 64):
                 offrl_prefetch(ahead + k)
@@ -348,13 +348,13 @@ cdef void convert_windows(const Operation *one, const Chunk *chunk, Py_ssize_t d
 
 
 cdef inline void copy_stack(const Operation *one, uint8_t *to, int64_t last, int64_t first) noexcept nogil:
-    """The rows that end at ``last``, of an episode that begins at ``first``."""
+    """Copy the rows that end at ``last``, of an episode that starts at ``first``."""
     cdef Py_ssize_t k, missing, count = one.count, width = one.width
     cdef int64_t start = last - count + 1
     if start >= first:
         offrl_copy(to, one.source + start * width, count * width)
         return
-    missing = first - start  # frames before the episode began
+    missing = first - start  # frames before the episode's start
     if one.repeat_first:
         for k in range(missing):
             offrl_copy(to + k * width, one.source + first * width, width)

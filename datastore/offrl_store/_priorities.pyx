@@ -63,7 +63,7 @@ cdef class SumTree:
                 weights[i] = <float>power(least / self.level[0][numbers[i]], beta)
 
     cdef void descend(self, int64_t *numbers, Py_ssize_t done, Py_ssize_t n, double share) noexcept nogil:
-        """From 53 random bits each to numbers. All go down one level before any goes down the next: their cache misses overlap."""
+        """Map 53 random bits each to numbers. All descend one level before any descends the next, so that their cache misses overlap."""
         cdef double[CHUNK] value
         cdef int64_t[CHUNK] node
         cdef double[WIDE] sums
@@ -76,11 +76,11 @@ cdef class SumTree:
         sums[0] = 0.0
         for h in range(self.height - 1, -1, -1):
             for i in range(n):
-                node[i] = min(node[i], self.length[h] // WIDE - 1)  # rounding may lead past the last node
+                node[i] = min(node[i], self.length[h] // WIDE - 1)  # rounding may go past the last node
                 children = self.level[h] + node[i] * WIDE
                 for child in range(WIDE - 1):
                     sums[child + 1] = sums[child] + children[child]
-                chosen = 0  # counted rather than searched for: no branch to be guessed wrong
+                chosen = 0  # counted rather than searched for: no branch to mispredict
                 for child in range(1, WIDE):
                     chosen += value[i] >= sums[child]
                 value[i] -= sums[chosen]

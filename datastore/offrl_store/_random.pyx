@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: counter-based random numbers, and orders of a whole epoch without a table. `_random_py.py` documents each."""
+"""Compiled kernels: counter-based random numbers, and orders of a whole epoch without a table. `_random_py.py` documents them."""
 
 from libc.math cimport sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -31,7 +31,7 @@ cdef extern from *:
     float offrl_float(int32_t) noexcept nogil
 
 cdef inline void blocks(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, uint32_t[4][LANES] words) noexcept nogil:
-    """The LANES Philox4x32-10 blocks from ``first`` on: words[w][i] is word w of block first + i."""
+    """Compute LANES Philox4x32-10 blocks, starting with ``first``: words[w][i] is word w of block first + i."""
     cdef uint32_t key0 = <uint32_t>seed, key1 = <uint32_t>(seed >> 32)
     cdef uint64_t product0, product1
     cdef int i, turn
@@ -67,7 +67,7 @@ def philox4x32(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, ui
 
 
 cdef void draw_some(uint64_t seed, uint64_t step, uint32_t stream, uint64_t total, Py_ssize_t first, Py_ssize_t n, int64_t *out) noexcept nogil:
-    """Draws first .. first+n-1; ``first`` is even."""
+    """Compute draws first .. first+n-1; ``first`` is even."""
     cdef uint32_t[4][LANES] words
     cdef Py_ssize_t done = 0, i
     cdef uint64_t number
@@ -100,7 +100,7 @@ def uniform(uint64_t seed, uint64_t step, uint32_t stream, float[::1] out not No
 
 
 cdef inline void box_muller(const uint32_t *radii, const uint32_t *angles, float *x, float *y) noexcept nogil:
-    """LANES pairs of normal numbers. Every operation is float32 and in the order of _random_py.normal: the results are equal."""
+    """Compute LANES pairs of normal numbers. Every operation is float32 in the order of _random_py.normal, so the results are equal."""
     cdef float u, t, p, radius, f, square, sine, cosine
     cdef int32_t bits, exponent, quarter, swap
     cdef int i
@@ -132,7 +132,7 @@ cdef inline void box_muller(const uint32_t *radii, const uint32_t *angles, float
         cosine = cosine * square + <float>0.25366920232772827
         cosine = cosine * square + <float>-1.2337005138397217
         cosine = cosine * square + <float>1.0
-        swap = -(quarter & 1)  # all ones in the odd quarters, where sine and cosine change places; then the signs
+        swap = -(quarter & 1)  # all ones in the odd quarters, where sine and cosine swap; then the signs
         bits = (offrl_bits(sine) & swap) | (offrl_bits(cosine) & ~swap)
         x[i] = offrl_float(bits ^ <int32_t>(<uint32_t>((quarter + 1) & 2) << 30)) * radius
         bits = (offrl_bits(cosine) & swap) | (offrl_bits(sine) & ~swap)
@@ -171,7 +171,7 @@ cdef inline uint32_t reduced(uint32_t x, uint32_t key, uint32_t other, uint32_t 
 
 
 cdef inline void turns(uint32_t *left, uint32_t *right, Py_ssize_t n, uint32_t a, uint32_t b, uint32_t[4][LANES] keys) noexcept nogil:
-    """The rounds, all of one after the other, so that the compiler makes them with vector instructions."""
+    """Apply the rounds, each to all elements before the next, so that the compiler uses vector instructions."""
     cdef uint32_t key, other
     cdef Py_ssize_t i, r
     for r in range(ROUNDS):
@@ -188,7 +188,7 @@ cdef inline void turns(uint32_t *left, uint32_t *right, Py_ssize_t n, uint32_t a
 
 cdef void permute_some(uint64_t seed, uint64_t epoch, uint32_t stream, uint64_t total, uint64_t a, uint64_t b, uint64_t first, Py_ssize_t n,
                        int64_t *out) noexcept nogil:
-    """Elements first .. first+n-1, n <= CHUNK; a and b are the sides of the total."""
+    """Compute elements first .. first+n-1, n <= CHUNK; a and b are the result of sides(total)."""
     cdef uint32_t[4][LANES] keys
     cdef uint32_t[CHUNK] left
     cdef uint32_t[CHUNK] right

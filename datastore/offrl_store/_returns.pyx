@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: returns to the episode's end, and lambda returns. `_returns_py.py` documents each."""
+"""Compiled kernels: returns to the episode's end, and lambda returns. `_returns_py.py` documents them."""
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -7,7 +7,7 @@ from ._memory cimport dtype_code, offrl_double
 
 
 cdef class Returns:
-    """A sum takes at most 15 additions and one look-up in a table of half a byte per row, which stays in the processor's caches."""
+    """Sums of remaining rewards. One takes at most 15 additions and one look-up in a table of half a byte per row, which stays in cache."""
 
     def __cinit__(self, const int64_t[:, ::1] spans not None, reward, double gamma, double[::1] marks not None, int64_t base):
         cdef const uint8_t[::1] raw = reward.view("u1")

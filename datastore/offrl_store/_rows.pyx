@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: checksums, and the rows of an episode checked, summed up and gathered in one pass. `_rows_py.py` documents each."""
+"""Compiled kernels: checksums, and one pass that checks, checksums and copies an episode's rows. `_rows_py.py` documents them."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -11,7 +11,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    /* CRC-32 as in zlib, bit-reflected. Portable: eight bytes at a time by tables ("slicing by 8"). */
+    /* CRC-32 as in zlib, bit-reflected. The portable version processes eight bytes at a time with tables ("slicing by 8"). */
     static uint32_t offrl_crc_table[8][256];
 
     static void offrl_crc_prepare(void) {
@@ -63,12 +63,12 @@ cdef extern from *:
         offrl_folds = __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
     }
 
-    /* Sixteen bytes carried on to where they meet the next ones. */
+    /* Fold sixteen bytes into the next ones. */
     #define OFFRL_FOLD(x, by, next) _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128((x), (by), 0x00), _mm_clmulepi64_si128((x), (by), 0x11)), (next))
     #define OFFRL_LOAD16(p) _mm_loadu_si128((const __m128i *)(p))
 
-    /* Gopal et al. 2009, "Fast CRC computation for generic polynomials using PCLMULQDQ instruction". What 64 bytes are congruent to is folded
-       into the next 64; of the last 16 the tables make the checksum, in place of the paper's reduction. */
+    /* Gopal et al. 2009, "Fast CRC computation for generic polynomials using PCLMULQDQ instruction". Each 64 bytes are folded into the next
+       64. Instead of the paper's reduction, the tables compute the checksum of the last 16. */
     __attribute__((target("pclmul,sse4.1")))
     static uint32_t offrl_crc_folded(uint32_t value, const uint8_t *p, size_t n) {   /* n >= 64 */
         __m128i far = _mm_loadu_si128((const __m128i *)&offrl_fold_by[0]), near = _mm_loadu_si128((const __m128i *)&offrl_fold_by[2]);
@@ -101,13 +101,13 @@ cdef extern from *:
         return ~offrl_crc_sliced(~value, p, n);
     }
 
-    /* Whether n numbers are from low to high (a NaN is not). No branch in the loops: the compiler makes them with vector instructions. */
+    /* Whether n numbers are within [low, high] (a NaN is not). The loops have no branch, so that the compiler uses vector instructions. */
     #define OFFRL_WITHIN(type) { \\
         type low, high, x; int outside = 0; \\
         memcpy(&low, lowest, sizeof(type)); memcpy(&high, highest, sizeof(type)); \\
         for (size_t i = 0; i < n; i++) { memcpy(&x, p + i * sizeof(type), sizeof(type)); outside |= !((x >= low) & (x <= high)); } \\
         return !outside; }
-    /* Half floats compare as whole numbers once the magnitude of the negative ones is turned over. */
+    /* Half floats compare as integers once the magnitude bits of negative ones are inverted. */
     #define OFFRL_ORDERED(x) ((int16_t)((x) ^ (((x) >> 15) & 0x7FFF)))
     static int offrl_half_within(const uint8_t *p, size_t n, const uint8_t *lowest, const uint8_t *highest) {
         int16_t low, high, x; int outside = 0;
@@ -132,7 +132,7 @@ cdef extern from *:
 CODES = {"<f4": 0, "<f8": 1, "|i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "|u1": 6, "<u2": 7, "<u4": 8, "<u8": 9, "|b1": 6, "<f2": 10}
 
 cdef enum:
-    BLOCK = 8192  # bytes checked, summed up and copied at a time, which stay in the processor's first cache meanwhile
+    BLOCK = 8192  # bytes checked, checksummed and copied at a time; they stay in the first-level cache
 
 offrl_prepare()
 
@@ -163,18 +163,18 @@ def crc32_rows(const uint8_t[:, ::1] rows not None, Py_ssize_t width, uint32_t[:
 # --- Rows on their way into a store -----------------------------------------------------------------------------------------------
 
 cdef struct Column:
-    uint8_t *buffer         # rows gathered
-    Py_ssize_t width        # bytes of a row
-    Py_ssize_t item         # bytes of a number
+    uint8_t *buffer         # the collected rows
+    Py_ssize_t width        # bytes per row
+    Py_ssize_t item         # bytes per number
     int code                # the dtype, as in CODES
     bint checked            # whether the values are checked
-    uint8_t[8] low          # the least and the highest number allowed, of the dtype
+    uint8_t[8] low          # the lowest and the highest allowed number, in the dtype
     uint8_t[8] high
 
 
 cdef uint32_t through(const Column *column, const uint8_t *source, Py_ssize_t size, uint8_t *to, bint check, uint32_t value,
                       bint *fits) noexcept nogil:
-    """One column of an episode: checked, summed up and copied (``to`` NULL: not copied) block by block."""
+    """Check, checksum and copy one column of an episode block by block (``to`` NULL: do not copy)."""
     cdef Py_ssize_t done = 0, some
     while done < size:
         some = min(<Py_ssize_t>BLOCK, size - done)
@@ -189,7 +189,7 @@ cdef uint32_t through(const Column *column, const uint8_t *source, Py_ssize_t si
 
 
 cdef uint32_t zeros(Py_ssize_t size, uint32_t value) noexcept nogil:
-    """The checksum with ``size`` zero bytes after it."""
+    """Extend a checksum by ``size`` zero bytes."""
     cdef uint8_t[256] none
     cdef Py_ssize_t some
     memset(none, 0, 256)
@@ -203,7 +203,7 @@ cdef uint32_t zeros(Py_ssize_t size, uint32_t value) noexcept nogil:
 cdef class RowBuffer:
     cdef Column *columns
     cdef Py_ssize_t count, capacity
-    cdef list kept           # the arrays behind the pointers
+    cdef list kept           # keeps alive the arrays behind the pointers
 
     def __cinit__(self, list columns not None):
         cdef uint8_t[:, ::1] rows

@@ -1,6 +1,6 @@
-"""The registry: every algorithm that offrld knows, by name. To add one, add a file beside this one and its line to `MODULES`.
+"""The registry of algorithms by name. To add one, add a file to this package and a line to `MODULES`.
 
-Installed packages add theirs through the entry-point group ``offrl.algorithms`` (see docs/extending.md).
+Installed packages register theirs in the entry-point group ``offrl.algorithms`` (see docs/extending.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import plugins
 from offrld.engine import Algorithm
 
-# The modules beside this file, in the order in which lists show them.
+# The modules of this package, in the order of listings.
 MODULES = (
     # continuous actions
     "rebrac",
@@ -51,7 +51,7 @@ MODULES = (
     "discrete_sac",
     "discrete_bc",
     "discrete_decision_transformer",
-    # either, from its own play
+    # either kind of action, from its own rollouts
     "ppo",
 )
 ALGORITHMS: dict[str, Algorithm] = {
@@ -62,7 +62,7 @@ GROUP = "offrl.algorithms"  # entry points of installed packages: name -> a modu
 
 
 def names() -> tuple[str, ...]:
-    """List every name: the built-in ones, then those of packages, which are not imported and cannot replace a built-in one."""
+    """List every name: the built-in ones, then those of packages. This imports no package, and a package cannot replace a built-in."""
     return (*ALGORITHMS, *plugins.names(GROUP, ALGORITHMS))
 
 
@@ -70,7 +70,7 @@ def get(name: str) -> Algorithm:
     """Find an algorithm by name.
 
     Raises:
-        Unknown: no algorithm has this name; the hint is the nearest one.
+        Unknown: no algorithm has this name; the hint suggests the nearest one.
         InvalidInput: the package that registers it cannot be imported, or its object is not an algorithm of that name.
     """
     if name in ALGORITHMS:

@@ -1,4 +1,4 @@
-"""AWAC: advantage-weighted regression onto the data's actions beside an ordinary critic, made to be fine-tuned online.
+"""AWAC: advantage-weighted regression onto the data's actions, with an ordinary critic; designed for online fine-tuning.
 
     V    = mean_k min_i Q_i(s, a_k),    a_k ~ pi(s), k = 1 .. n_action_samples
     adv  = min_i Q_i(s, a) - V
@@ -7,10 +7,10 @@
     y    = r + gamma^n (1 - d) min_i Qt_i(s', a~),    a~ ~ pi(s'), clipped; no entropy
     L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
 
-The policy is a plain normal around tanh(mu(s)) with one free deviation per dimension, log std within [-6, 0]. d3rlpy's second version
-subtracts an entropy with weight 1 and samples a squashed normal by mistake. Metrics: `critic_loss`, `actor_loss`, `std`.
+The policy is a plain normal around tanh(mu(s)) with one learned standard deviation per dimension, log std within [-6, 0]. By mistake,
+d3rlpy's second version subtracts an entropy with weight 1 and samples a squashed normal. Metrics: `critic_loss`, `actor_loss`, `std`.
 
-The first version's weight decay of 1e-4 on the policy is preset `d3rlpy-v1`.
+Preset `d3rlpy-v1` has the first version's weight decay of 1e-4 on the policy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from offrld.nets import Critics, NormalPolicy, Params
 class Config(td3.ActorCriticConfig):
     batch_size: int = setting(1024, "transitions per update", unit="transitions", low=1, high=1_000_000)
     lam: float = setting(1.0, "temperature of the advantage weights", low=0.0, exclusive_low=True)
-    n_action_samples: int = setting(1, "samples whose mean value is the state's value", unit="actions", low=1, high=1000)
-    update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the target", unit="updates", low=1)
+    n_action_samples: int = setting(1, "samples whose mean value estimates the state's value", unit="actions", low=1, high=1000)
+    update_actor_interval: int = setting(1, "critic updates per update of the policy and the target", unit="updates", low=1)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: 
     policy = nets.actor.distribution(params, batch.observation)
     with torch.no_grad():
         samples = policy.sample(batch.noise["samples"]).clamp(-1.0, 1.0)  # [K, B, A]
-        # The data's action and the samples in one evaluation.
+        # One evaluation for the data's action and the samples.
         q = nets.critic(state.params, batch.observation, torch.cat([batch.action.unsqueeze(0), samples])).amin(0)  # [1 + K, B]
         advantage = q[0] - q[1:].mean(0)  # [B]
         exponent = advantage / config.lam
-        if batch.weight is not None:  # a transition of weight 0 takes no share of the softmax
+        if batch.weight is not None:  # a transition of weight 0 then has weight 0 in the softmax
             exponent = exponent + torch.log(batch.weight)
         weight = len(advantage) * torch.softmax(exponent, dim=0)
     value = -(weight * policy.log_prob(batch.action)).sum()
@@ -93,7 +93,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="awac",
-    summary="advantage-weighted actor-critic: imitation weighted by advantage, to be fine-tuned online",
+    summary="advantage-weighted actor-critic: imitation weighted by advantage, suited to online fine-tuning",
     paper="Nair et al. 2020, AWAC: Accelerating Online Reinforcement Learning with Offline Datasets (arXiv:2006.09359)",
     actions="continuous",
     config=Config(),

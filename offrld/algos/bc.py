@@ -2,7 +2,7 @@
 
     L = mean((pi(s) - a)^2)                      deterministic
     L = mean((clip(N(tanh mu, sigma)) - a)^2)    stochastic: the squared error of one reparametrised sample
-    L = -mean(log N(a; tanh mu, sigma))          likelihood: the same policy by the density of the data's actions
+    L = -mean(log N(a; tanh mu, sigma))          likelihood: the negative log density of the data's actions under the same policy
 
 The greedy action is tanh(mu). Metric: `loss`.
 """
@@ -19,10 +19,8 @@ from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
-    policy_type: str = setting(
-        "deterministic", "form of the policy, and how it is fitted", choices=("deterministic", "stochastic", "likelihood")
-    )
+    learning_rate: float = setting(1e-3, "learning rate", low=0.0, exclusive_low=True)
+    policy_type: str = setting("deterministic", "form of the policy and of its loss", choices=("deterministic", "stochastic", "likelihood"))
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
 

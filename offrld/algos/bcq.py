@@ -1,15 +1,15 @@
-"""BCQ: chooses, by its Q functions, among actions that a model of the data proposes and a small perturbation corrects.
+"""BCQ: Q-learning among actions that a model of the data proposes and a small learned perturbation corrects.
 
     L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1)),    z ~ N(mu, std) = e(s, a)
     pi(s, a) = clip(a + action_flexibility tanh(xi(s, a)), -1, 1)
-    L_pi  = -mean Q_1(s, pi(s, g(s, z))),    z ~ clip(N(0, 1), -0.5, 0.5); the gradient moves pi alone
+    L_pi  = -mean Q_1(s, pi(s, g(s, z))),    z ~ clip(N(0, 1), -0.5, 0.5); only pi receives the gradient
     y     = r + gamma^n (1 - d) T,    T the best, by lam min_i Qt_i + (1 - lam) max_i Qt_i, of n_action_samples actions pit(s', g(s', z_k))
     L_Q   = sum_i mean (Q_i(s, a) - y)^2                 (quantile Huber for the distributional Q functions)
 
-The VAE at every update; from `rl_start_step` on the Q functions, and every `update_actor_interval` the policy and both targets.
-It acts by the best, under Q_1, of n_action_samples actions whose latents were drawn once: the same observation gives the same action.
-(d3rlpy's decoder in its second version lacks the tanh by mistake, and ignores the interval.) Metrics: `vae_loss`, `critic_loss`,
-`actor_loss`.
+The VAE trains at every update; from `rl_start_step` on, so do the Q functions, and the policy and both targets every
+`update_actor_interval` updates. Acting takes the best, under Q_1, of n_action_samples actions whose latents are drawn only once, so the
+same observation gives the same action. (By mistake, the decoder of d3rlpy's second version lacks the tanh, and that version ignores the
+interval.) Metrics: `vae_loss`, `critic_loss`, `actor_loss`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from offrld.nets.candidates import Candidates, best_of, for_batch
 @dataclass(frozen=True)
 class Config(td3.ActorCriticConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    actor_learning_rate: float = setting(1e-3, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(1e-3, "step size of the Q functions", low=0.0, exclusive_low=True)
-    imitator_learning_rate: float = setting(1e-3, "step size of the VAE", low=0.0, exclusive_low=True)
-    update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
-    lam: float = setting(0.75, "weight of the least member's value in the target, the rest that of the largest", low=0.0, high=1.0)
-    n_action_samples: int = setting(100, "actions to choose from", unit="actions", low=1, high=10_000, probe=3)
+    actor_learning_rate: float = setting(1e-3, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "learning rate of the Q functions", low=0.0, exclusive_low=True)
+    imitator_learning_rate: float = setting(1e-3, "learning rate of the VAE", low=0.0, exclusive_low=True)
+    update_actor_interval: int = setting(1, "critic updates per update of the policy and the targets", unit="updates", low=1)
+    lam: float = setting(0.75, "weight of the ensemble's minimum in the target; its maximum has weight 1 - lam", low=0.0, high=1.0)
+    n_action_samples: int = setting(100, "actions to choose among", unit="actions", low=1, high=10_000, probe=3)
     action_flexibility: float = setting(0.05, "limit of the perturbation", unit=td3.RANGE, low=0.0)
-    rl_start_step: int = setting(0, "updates of the VAE alone", unit="updates", low=0, probe=2)
+    rl_start_step: int = setting(0, "initial updates that train only the VAE", unit="updates", low=0, probe=2)
     beta: float = setting(0.5, "weight of the KL term", low=0.0)
     imitator_encoder: Encoder = Encoder()
     imitator_optimizer: Optimizer = Optimizer()
@@ -67,7 +67,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 def proposed(nets: Nets, vae: Params, actor: Params, observation: Any, latent: Tensor) -> Tensor:
-    """The perturbed actions of latents ``[..., B, 2A]``: ``[..., B, A]``."""
+    """Decode latents ``[..., B, 2A]`` to actions ``[..., B, A]`` and perturb them."""
     return nets.actor(actor, observation, nets.vae.decode(vae, observation, latent))
 
 
@@ -115,7 +115,7 @@ def candidates(params: Params, config: Config, nets: Nets, observation: Any) -> 
 
 ALGORITHM = Algorithm(
     name="bcq",
-    summary="batch-constrained Q-learning: chooses among actions that a model of the data proposes",
+    summary="batch-constrained Q-learning: chooses among actions proposed by a model of the data",
     paper="Fujimoto, Meger & Precup 2019, Off-Policy Deep Reinforcement Learning without Exploration (arXiv:1812.02900)",
     actions="continuous",
     config=Config(),

@@ -1,15 +1,15 @@
 """BEAR: soft actor-critic whose policy stays within the support of the data, measured by the maximum mean discrepancy.
 
-    MMD(s)  = sqrt(mean k(p, p') + mean k(b, b') - 2 mean k(p, b) + 1e-6)    p of the policy, b of the VAE, m each, before the tanh
+    MMD(s)  = sqrt(mean k(p, p') + mean k(b, b') - 2 mean k(p, b) + 1e-6)    m samples each, p of the policy, b of the VAE, before the tanh
     k       = exp(-|x - y|_1 / (2 sigma)) laplacian, exp(-|x - y|^2 / (2 sigma)) gaussian; sigma is not squared
     L_mmd   = mean alpha (MMD - alpha_threshold)
-    L_pi    = SAC's + L_mmd;  in the first warmup_steps L_mmd alone
-    L_alpha = -L_mmd in alpha alone, whose logarithm stays within [-5, 10]
+    L_pi    = SAC's + L_mmd;  L_mmd alone in the first warmup_steps
+    L_alpha = -L_mmd as a function of alpha, whose logarithm is clipped to [-5, 10]
     y       = r + gamma^n (1 - d) (T - temp log pi(a*)),    T the best of n_target_samples actions by lam min_i Qt_i + (1 - lam) max_i Qt_i
 
-Order: VAE, temperature, alpha, Q functions, policy, targets (the first version of d3rlpy; in the second the step of alpha cancels the
-policy's constraint by mistake). It acts by the best, under Q_1, of n_action_samples policy samples whose noise was drawn once, the mean
-among them. Metrics: `vae_loss`, `temp_loss`, `temp`, `alpha_loss`, `alpha`, `critic_loss`, `actor_loss`, `mmd`.
+Order of updates: VAE, temperature, alpha, Q functions, policy, targets. This is d3rlpy's first version; in the second, the step of alpha
+cancels the policy's constraint by mistake. Acting takes the best, under Q_1, of n_action_samples policy samples whose noise is drawn only
+once; one of them is the mean. Metrics: `vae_loss`, `temp_loss`, `temp`, `alpha_loss`, `alpha`, `critic_loss`, `actor_loss`, `mmd`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ LOG_ALPHA_RANGE = (-5.0, 10.0)
 
 @dataclass(frozen=True)
 class Config(sac.SACConfig):
-    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    imitator_learning_rate: float = setting(3e-4, "step size of the VAE", low=0.0, exclusive_low=True)
-    temp_learning_rate: float = setting(1e-4, "step size of the temperature; 0 keeps it fixed", low=0.0)
-    alpha_learning_rate: float = setting(1e-3, "step size of the dual variable; 0 keeps it fixed", low=0.0)
-    initial_alpha: float = setting(1.0, "dual variable at the start: the weight of the constraint", low=0.0, exclusive_low=True)
-    alpha_threshold: float = setting(0.05, "discrepancy that the dual variable aims at")
-    lam: float = setting(0.75, "weight of the least member's value in the target, the rest that of the largest", low=0.0, high=1.0)
-    n_action_samples: int = setting(100, "samples to act by the best of", unit="actions", low=1, high=10_000)
-    n_target_samples: int = setting(10, "samples to choose the target's action from", unit="actions", low=1, high=1000)
-    n_mmd_action_samples: int = setting(4, "samples of policy and data each in the discrepancy", unit="actions", low=2, high=1000)
+    actor_learning_rate: float = setting(1e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    imitator_learning_rate: float = setting(3e-4, "learning rate of the VAE", low=0.0, exclusive_low=True)
+    temp_learning_rate: float = setting(1e-4, "learning rate of the temperature; 0 keeps it fixed", low=0.0)
+    alpha_learning_rate: float = setting(1e-3, "learning rate of the dual variable; 0 keeps it fixed", low=0.0)
+    initial_alpha: float = setting(1.0, "initial value of the dual variable, the weight of the constraint", low=0.0, exclusive_low=True)
+    alpha_threshold: float = setting(0.05, "discrepancy at which the dual variable stays constant")
+    lam: float = setting(0.75, "weight of the ensemble's minimum in the target; its maximum has weight 1 - lam", low=0.0, high=1.0)
+    n_action_samples: int = setting(100, "policy samples among which acting takes the best", unit="actions", low=1, high=10_000)
+    n_target_samples: int = setting(10, "policy samples among which the target takes the best", unit="actions", low=1, high=1000)
+    n_mmd_action_samples: int = setting(
+        4, "samples each of the policy and of the data in the discrepancy", unit="actions", low=2, high=1000
+    )
     mmd_kernel: str = setting("laplacian", "kernel of the discrepancy", choices=("laplacian", "gaussian"))
     mmd_sigma: float = setting(20.0, "width of the kernel", low=0.0, exclusive_low=True)
     vae_kl_weight: float = setting(0.5, "weight of the VAE's KL term", low=0.0)
-    warmup_steps: int = setting(40_000, "updates in which the policy only nears the data", unit="updates", low=0, probe=2)
+    warmup_steps: int = setting(40_000, "initial updates that move the policy only towards the data", unit="updates", low=0, probe=2)
     imitator_encoder: Encoder = Encoder()
     imitator_optimizer: Optimizer = Optimizer()
     alpha_optimizer: Optimizer = Optimizer()
@@ -85,7 +87,7 @@ def vae_loss(params: Params, config: Config, nets: Nets, state: State, batch: Ba
 
 # --- Discrepancy ---
 def discrepancy(actor: Params, config: Config, nets: Nets, state: State, batch: Batch) -> Tensor:
-    """The MMD at each observation between the policy's and the VAE's actions before the tanh, ``[B]``."""
+    """Return the MMD ``[B]`` at each observation between the policy's and the VAE's actions before the tanh."""
     with torch.no_grad():
         latent = batch.noise["mmd_data"].clamp(-0.5, 0.5)
         data = nets.vae.decode(state.params, batch.observation, latent, squash=False)  # [m, B, A]
@@ -119,7 +121,7 @@ def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch:
 
 # --- Policy ---
 def constraint(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The weighted constraint and the mean discrepancy; puts the dual variable back into its range."""
+    """Return the weighted constraint and the mean discrepancy; clip the dual variable to its range."""
     alpha = nets.alpha.project(params)
     mmd = discrepancy(params, config, nets, state, batch)
     return alpha * batch.mean(mmd - config.alpha_threshold), mmd.mean()

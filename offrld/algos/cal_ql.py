@@ -1,9 +1,9 @@
-"""CalQL: CQL whose values of the policy's actions are pressed down no further than the return that the data reached.
+"""CalQL: CQL that lowers the values of the policy's actions no further than the return in the data.
 
     Q_i(s, a_k) <- max(Q_i(s, a_k), G(s))    for the actions a_k of pi(s) and pi(s') in CQL's penalty, not for the uniform ones
 
-G(s) is the discounted return of the stored episode from s on, of scaled rewards; the episode's end counts as the end of rewards, so it is
-an underestimate where an episode was truncated. All else is CQL (see `cql`). Metrics: `critic_loss`, `conservative_loss`,
+G(s) is the discounted return of scaled rewards from s to the end of the stored episode. It counts no rewards after that end, so it
+underestimates the return if the episode was truncated. All else is CQL (see `cql`). Metrics: `critic_loss`, `conservative_loss`,
 `conservative_gap`, `alpha`, `alpha_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
 """
 
@@ -20,7 +20,7 @@ def critic_loss(params: Params, config: cql.CQLConfig, nets: cql.Nets, state: St
 
 ALGORITHM = Algorithm(
     name="cal_ql",
-    summary="calibrated CQL: values stay above the data's returns, which makes fine-tuning online safe",
+    summary="calibrated CQL: values stay above the data's returns, so that online fine-tuning starts without a drop",
     paper="Nakamoto et al. 2023, Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning (arXiv:2303.05479)",
     actions="continuous",
     config=cql.CQLConfig(),

@@ -1,12 +1,12 @@
-"""COMBO: CQL on a mixture of real and imagined transitions: values are pressed down at imagined states and held up at real ones.
+"""COMBO: CQL on a mixture of real and imagined transitions: it lowers values at imagined states and raises them at real ones.
 
     C   = sum_i (mean over imagined s of logsumexp_k cat_i(s) - mean over real (s, a) of Q_i(s, a))     cat_i as in CQL (see `losses.cql`)
-    L_Q = sum_i mean (Q_i(s, a) - y)^2 + conservative_weight C       the errors over the whole mixture
+    L_Q = sum_i mean (Q_i(s, a) - y)^2 + conservative_weight C       the mean is over the whole mixture
     y   = r + gamma^n (1 - d) min_i Qt_i(s', tanh(mu(s')))        (soft_q_backup: SAC's)
 
-The dynamics are trained first or come from another job (`dynamics=JOB`); rollouts without a penalty; order as MOPO (see `mopo`). (d3rlpy's
-implementation forgets conservative_weight.) Vector observations. Metrics: `dynamics_loss`, `dynamics_error`, `critic_loss`,
-`conservative_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
+The dynamics are trained first or come from another job (`dynamics=JOB`). Rollouts have no penalty. The order of updates is MOPO's (see
+`mopo`). (d3rlpy's implementation ignores conservative_weight.) Vector observations. Metrics: `dynamics_loss`, `dynamics_error`,
+`critic_loss`, `conservative_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from offrld.nets import Params
 
 @dataclass(frozen=True)
 class Config(model_based.ModelBasedConfig):
-    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    temp_learning_rate: float = setting(1e-4, "step size of the temperature; 0 keeps it fixed", low=0.0)
+    actor_learning_rate: float = setting(1e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    temp_learning_rate: float = setting(1e-4, "learning rate of the temperature; 0 keeps it fixed", low=0.0)
     conservative_weight: float = setting(1.0, "weight of the penalty on values", low=0.0)
     n_action_samples: int = setting(10, "actions of each kind in the penalty", unit="actions", low=1, high=1000)
     soft_q_backup: bool = setting(False, "subtract the entropy term in the target, as SAC does")
@@ -49,7 +49,7 @@ def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: S
             target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target, batch.weight)
-    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
+    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: vectors only
     imagined = dataclasses.replace(batch, observation=observation[n_real:], next_observation=following[n_real:], weight=None)
     zero = td_loss.new_zeros(())
     pressed = cql.penalty(params, nets, state, imagined).mean(1) if n_real < config.batch_size else zero  # [N]
@@ -68,7 +68,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="combo",
-    summary="CQL on imagined transitions: conservative where the data is not",
+    summary="CQL on imagined transitions: conservative outside the data",
     paper="Yu et al. 2021, COMBO: Conservative Offline Model-Based Policy Optimization (arXiv:2102.08363)",
     actions="continuous",
     config=Config(),

@@ -1,4 +1,4 @@
-"""CRR: regression onto the data's actions, weighted by how much better than the policy's own the critic finds them.
+"""CRR: regression onto the data's actions, weighted by the critic's advantage of each over the policy's own actions.
 
     adv  = Q(s, a) - f_k Q(s, a_k),    a_k ~ pi(s), f the mean or the max over n_action_samples, Q the mean over the members
     w    = 1[adv > 0] (binary)  or  clip(exp(adv / beta), 0, max_weight) (exp)
@@ -6,9 +6,9 @@
     y    = r + gamma^n (1 - d) min_i Qt_i(s', clip(a~, -1, 1)),    a~ ~ pit(s')
     L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
 
-The targets are copied every `target_update_interval` (hard) or follow by tau at every update (soft). It acts by the best, under Q, of
-n_action_samples samples whose noise was drawn once, the mean among them; d3rlpy draws one at random by the softmax of Q, even to act
-greedily, and ignores `update_actor_interval`. Metrics: `critic_loss`, `actor_loss`, `weight`.
+The target networks are copied every `target_update_interval` (hard) or move by tau at every update (soft). Acting takes the best, under Q,
+of n_action_samples samples whose noise is drawn only once; one of them is the mean. d3rlpy draws one at random by the softmax of Q, even
+for the greedy action, and ignores `update_actor_interval`. Metrics: `critic_loss`, `actor_loss`, `weight`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from offrld.nets.candidates import Candidates, best_of, for_batch
 class Config(td3.ActorCriticConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
     tau: float = setting(
-        0.005, "rate at which soft targets follow", unit="share per update", low=0.0, high=1.0, only={"target_update_type": ("soft",)}
+        0.005, "rate of soft target updates", unit="share per update", low=0.0, high=1.0, only={"target_update_type": ("soft",)}
     )
-    n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=1000)
+    n_critics: int = setting(1, "number of Q functions in the ensemble", low=1, high=1000)
     beta: float = setting(1.0, "temperature of the advantage weights", low=0.0, exclusive_low=True, only={"weight_type": ("exp",)})
-    n_action_samples: int = setting(4, "samples that the data's action is compared with", unit="actions", low=1, high=1000)
-    advantage_type: str = setting("mean", "what of the samples' values is subtracted", choices=("mean", "max"))
+    n_action_samples: int = setting(4, "policy samples against which the data's action is compared", unit="actions", low=1, high=1000)
+    advantage_type: str = setting("mean", "statistic of the samples' values that is subtracted", choices=("mean", "max"))
     weight_type: str = setting("exp", "form of the weights", choices=("exp", "binary"))
-    max_weight: float = setting(20.0, "limit of a weight", low=0.0, exclusive_low=True, only={"weight_type": ("exp",)}, probe=0.5)
-    target_update_type: str = setting("hard", "how targets follow", choices=("hard", "soft"))
+    max_weight: float = setting(20.0, "upper limit of a weight", low=0.0, exclusive_low=True, only={"weight_type": ("exp",)}, probe=0.5)
+    target_update_type: str = setting("hard", "how the target networks are updated", choices=("hard", "soft"))
     target_update_interval: int = setting(
-        100, "updates between copies to the targets", unit="updates", low=1, only={"target_update_type": ("hard",)}, probe=2
+        100, "updates between copies to the target networks", unit="updates", low=1, only={"target_update_type": ("hard",)}, probe=2
     )
-    update_actor_interval: int = setting(1, "updates of the critic per update of the policy", unit="updates", low=1)
+    update_actor_interval: int = setting(1, "critic updates per update of the policy", unit="updates", low=1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def candidates(params: Params, config: Config, nets: Nets, observation: Any) -> 
 
 ALGORITHM = Algorithm(
     name="crr",
-    summary="critic-regularised regression: imitates the actions that its critic finds better than the policy's",
+    summary="critic-regularised regression: imitates the data's actions that its critic rates above the policy's",
     paper="Wang et al. 2020, Critic Regularized Regression (arXiv:2006.15134)",
     actions="continuous",
     config=Config(),

@@ -1,4 +1,4 @@
-"""DDPG: a deterministic policy that climbs its Q function.
+"""DDPG: a deterministic policy that ascends the gradient of its Q function.
 
     y    = r + gamma^n (1 - d) min_i Qt_i(s', pit(s'))
     L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
@@ -6,7 +6,7 @@
 
 Critic, policy and both targets move at every update. Metrics: `critic_loss`, `actor_loss`.
 
-Default differs between d3rlpy's versions: 256 transitions per update in the second (preset `d3rlpy-v1`: 100).
+The batch size differs between d3rlpy's versions: 256 in the second, the default here; 100 in the first (preset `d3rlpy-v1`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offrld.nets import Params
 
 @dataclass(frozen=True)
 class Config(td3.ActorCriticConfig):
-    n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=1000)
+    n_critics: int = setting(1, "number of Q functions in the ensemble", low=1, high=1000)
 
 
 # --- Q functions ---
@@ -51,7 +51,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="ddpg",
-    summary="deep deterministic policy gradient: for online data, offline only with much exploration",
+    summary="deep deterministic policy gradient: for online data, or offline data with much exploration",
     paper="Lillicrap et al. 2016, Continuous control with deep reinforcement learning (arXiv:1509.02971)",
     actions="continuous",
     config=Config(),

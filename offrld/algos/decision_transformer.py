@@ -1,13 +1,13 @@
-"""Decision Transformer: a transformer that predicts the action of each step from the steps before and the return that is still to come.
+"""Decision Transformer: a transformer that predicts each step's action from the steps before it and the return-to-go.
 
     tokens (R_1, s_1, a_1, ..., R_L, s_L),  R_t = r_t + r_(t+1) + ... to the episode's end
     L = mean over the real steps of |a^_t - a_t|^2
 
 Acting starts from a target return, subtracts each reward from it, and predicts from the last L steps. Metric: `loss`.
 
-Differs from the published code: d3rlpy divides the loss by the number of all positions, padding included; here by the real steps, so that
-the step size does not depend on how many windows start with an episode. Returns are divided by the range of the data's returns
-(reward_scaler return), which suits every dataset; the paper's 0.001 (preset `paper`) was chosen for locomotion.
+Differences from published code: d3rlpy divides the loss by the number of all positions, padding included. Here the divisor is the number of
+real steps, so that the effective step size does not depend on the share of padding. Returns are divided by the range of the data's returns
+(reward_scaler return), which suits any dataset; the paper's factor of 0.001 (preset `paper`) was chosen for locomotion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from offrld.nets import Encoder, Params, SequenceModel
 class Config(ActionConfig, sequence.SequenceConfig):
     observation_scaler: ObservationScaler = ObservationScaler(type="standard")
     reward_scaler: RewardScaler = RewardScaler(type="return")
-    learning_rate: float = setting(1e-4, "step size", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(1e-4, "learning rate", low=0.0, exclusive_low=True)
     encoder: Encoder = Encoder(units=(128,), last_activation=False)
     optimizer: Optimizer = Optimizer(type="adamw", weight_decay=1e-4, clip_grad_norm=0.25, schedule="warmup", warmup_steps=10_000)
 
@@ -41,7 +41,7 @@ def loss(params: Params, config: Config, nets: Nets, state: State, batch: Window
 
 ALGORITHM = Algorithm(
     name="decision_transformer",
-    summary="Decision Transformer: supervised learning of actions given the return to come",
+    summary="Decision Transformer: supervised learning of actions given the return-to-go",
     paper="Chen et al. 2021, Decision Transformer: Reinforcement Learning via Sequence Modeling (arXiv:2106.01345)",
     actions="continuous",
     config=Config(),

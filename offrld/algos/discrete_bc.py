@@ -2,7 +2,7 @@
 
     L = mean(-log pi(a | s)) + beta mean(l(s)^2)
 
-where l are the normalised logits, that is, log-probabilities (as in d3rlpy's second version). Metrics: `loss`, `imitation_loss`.
+l are the normalised logits, that is, log probabilities (as in d3rlpy's second version). Metrics: `loss`, `imitation_loss`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offrld.nets import CategoricalPolicy, Encoder, Params
 @dataclass(frozen=True)
 class Config(BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(1e-3, "learning rate", low=0.0, exclusive_low=True)
     beta: float = setting(0.5, "weight of the penalty on the logits", low=0.0)
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()

@@ -1,15 +1,15 @@
-"""DiscreteBCQ: Q-learning that chooses only among actions that a model of the data finds likely enough.
+"""DiscreteBCQ: Q-learning only among actions that are likely enough under a model of the data.
 
     a*(s) = argmax_a 1[log G(a | s) - max_b log G(b | s) > log action_flexibility] (Q(s, a) - min_b Q(s, b) + 1e-5),    Q the members' mean
     y     = r + gamma^n (1 - d) min_i Qt_i(s', a*(s'))       a* by the online networks
     L     = sum_i mean Huber(Q_i(s, a) - y) - mean log G(a | s) + beta mean l(s)^2        (l the logits of G)
 
-One optimizer moves the Q functions and the imitator, which shares the first Q function's encoder unless `share_encoder` is false. The
-target is copied every `target_update_interval` updates. (The 1e-5 prevents the choice of a forbidden action if all allowed ones have the
-smallest value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
+One optimizer updates the Q functions and the imitator, which shares the first Q function's encoder unless `share_encoder` is false. The
+target network is copied every `target_update_interval` updates. (The 1e-5 prevents the choice of a forbidden action if all allowed ones
+have the smallest value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
 
 The defaults are d3rlpy's. Its beta of 0.5 flattens G so much that, among few actions, one that never occurs in the data stays allowed; the
-authors use 0.01 (preset `paper`). d3rlpy's first version shares the encoder of images only (preset `d3rlpy-v1`: not shared).
+authors use 0.01 (preset `paper`). d3rlpy's first version shares only image encoders (preset `d3rlpy-v1`: not shared).
 """
 
 from __future__ import annotations
@@ -30,10 +30,16 @@ from offrld.nets import CategoricalPolicy, Params
 @dataclass(frozen=True)
 class Config(q_learning.QLearningConfig):
     action_flexibility: float = setting(
-        0.3, "least probability of an action, relative to the likeliest", unit="share", low=0.0, high=1.0, exclusive_low=True, probe=0.99
+        0.3,
+        "lowest allowed probability of an action, relative to the most likely one",
+        unit="share",
+        low=0.0,
+        high=1.0,
+        exclusive_low=True,
+        probe=0.99,
     )
     beta: float = setting(0.5, "weight of the penalty on the imitator's logits", low=0.0)
-    share_encoder: bool = setting(True, "let the imitator share the first Q function's encoder")
+    share_encoder: bool = setting(True, "share the first Q function's encoder with the imitator")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def networks(config: Config, space: Space) -> Nets:
 
 
 def allowed_scores(params: Params, config: Config, nets: Nets, observation: Any) -> Tensor:
-    """Score every action: a* has the largest score, ``[B, n]``."""
+    """Return a score for every action, ``[B, n]``; a* has the largest."""
     q = nets.q.values(params, observation).average  # [B, n]
     log_prob = nets.imitator.log_prob(params, observation)
     likely = log_prob - log_prob.amax(-1, keepdim=True) > math.log(config.action_flexibility)

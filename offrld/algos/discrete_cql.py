@@ -1,4 +1,4 @@
-"""DiscreteCQL: double Q-learning that holds down the values of actions which the data does not show.
+"""DiscreteCQL: double Q-learning that lowers the values of actions outside the data.
 
     L = L_Q(DoubleDQN) + alpha mean(logsumexp_a Q(s, a) - Q(s, a_data)),    Q the mean over the ensemble
 

@@ -1,10 +1,10 @@
-"""DiscreteFQE: learns the values of a fixed policy over discrete actions, to judge it without running it.
+"""DiscreteFQE: learns the values of a fixed policy over discrete actions, to evaluate it without running it.
 
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a'),    a' the evaluated policy's greedy action at s'
     L_Q = sum_i mean Huber(Q_i(s, a) - y)               (quantile Huber for the distributional Q functions)
 
-`policy` names the job whose policy is evaluated; it sees raw observations through its own scalers. The target is copied every
-`target_update_interval` updates. The run's policy is the evaluated one. Metrics: `loss`, `q_mean`.
+`policy` names the job whose policy is evaluated; that policy sees raw observations through its own scalers. The target network is copied
+every `target_update_interval` updates. The job's policy is the evaluated policy. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations

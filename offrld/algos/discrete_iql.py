@@ -1,11 +1,11 @@
-"""DiscreteIQL: IQL over discrete actions, as the Procgen benchmark has it.
+"""DiscreteIQL: IQL over discrete actions, as in the Procgen benchmark.
 
     u    = min_i Qt_i(s, a) - V(s)
     L_V  = mean |expectile - 1[u < 0]| u^2
-    L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimiser over Q and V
+    L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimizer over Q and V
     L_pi = -mean w log pi(a | s),    w = min(exp(weight_temp u), max_weight)    with the V just updated
 
-The Q functions always give the mean. Metrics: `critic_loss`, `value_loss`, `actor_loss`, `advantage`.
+The Q functions always predict the mean. Metrics: `critic_loss`, `value_loss`, `actor_loss`, `advantage`.
 
 Preset `procgen` has the benchmark's settings (Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning).
 """
@@ -23,14 +23,14 @@ from offrld.nets import CategoricalPolicy, DiscreteCritics, Encoder, Params, Val
 
 @dataclass(frozen=True)
 class Config(ValueConfig):
-    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(3e-4, "step size of Q and V", low=0.0, exclusive_low=True)
-    tau: float = setting(0.005, "rate at which targets follow at an update of them; 1 copies", low=0.0, high=1.0)
-    target_update_interval: int = setting(1, "updates between updates of the targets", unit="updates", low=1)
-    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
-    expectile: float = setting(0.7, "expectile of V: towards 1 it nears the best action in the data", low=0.0, high=1.0)
+    actor_learning_rate: float = setting(3e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "learning rate of Q and V", low=0.0, exclusive_low=True)
+    tau: float = setting(0.005, "update rate of the target networks; 1 copies", low=0.0, high=1.0)
+    target_update_interval: int = setting(1, "training updates between target updates", unit="updates", low=1)
+    n_critics: int = setting(2, "number of Q functions in the ensemble", low=1, high=100)
+    expectile: float = setting(0.7, "expectile of V; near 1, V approaches the value of the data's best action", low=0.0, high=1.0)
     weight_temp: float = setting(3.0, "inverse temperature of the advantage weights", low=0.0)
-    max_weight: float = setting(100.0, "limit of an advantage weight", low=0.0, exclusive_low=True, probe=0.5)
+    max_weight: float = setting(100.0, "upper limit of an advantage weight", low=0.0, exclusive_low=True, probe=0.5)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
     value_encoder: Encoder = Encoder()
@@ -88,7 +88,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="discrete_iql",
-    summary="implicit Q-learning over discrete actions: never asks for the value of an action outside the data",
+    summary="implicit Q-learning over discrete actions: never evaluates actions outside the data",
     paper="Kostrikov, Nair & Levine 2021, Offline Reinforcement Learning with Implicit Q-Learning (arXiv:2110.06169)",
     actions="discrete",
     config=Config(),

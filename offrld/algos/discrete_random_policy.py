@@ -1,6 +1,6 @@
-"""DiscreteRandomPolicy: actions that ignore the observation, all equally likely. Nothing is learned.
+"""DiscreteRandomPolicy: uniformly random actions that ignore the observation. Nothing is learned.
 
-A policy file draws no numbers: its action is a hash of the observation, so the same observation gets the same action.
+A policy file draws no random numbers: its action is a hash of the observation, so the same observation gives the same action.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from offrld.nets import Params
 
 @dataclass(frozen=True)
 class Config(BaseConfig):
-    batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
+    batch_size: int = setting(1, "transitions per update; nothing is learned from them", unit="transitions", low=1, high=1_000_000)
 
 
 def act(params: Params, config: Config, nets: random_policy.Nets, observation: Any) -> Tensor:
-    return nets.policy(params, observation)  # the largest of n independent numbers is each of them equally often
+    return nets.policy(params, observation)  # the argmax of n independent, identically distributed numbers is uniform
 
 
 ALGORITHM = Algorithm(
     name="discrete_random_policy",
-    summary="random discrete actions: to compare with, and to collect data",
+    summary="random discrete actions: a baseline, and a way to collect data",
     paper="none: the usual baseline",
     actions="discrete",
     config=Config(),

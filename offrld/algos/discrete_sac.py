@@ -5,10 +5,10 @@
     L_alpha = -mean (alpha (sum_a p log p + 0.98 log n))        alpha = exp(p); n actions
     L_pi    = mean sum_a p(a | s) (alpha log p(a | s) - min_i Q_i(s, a))
 
-The target is copied every `target_update_interval` updates. Without temperature (`initial_temperature=0`) the entropy counts nothing, and
-the policy becomes the greedy one. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`.
+The target network is copied every `target_update_interval` updates. With `initial_temperature=0` the entropy has no weight, and the policy
+becomes greedy. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`.
 
-Defaults differ between d3rlpy's versions: Adam's eps of 1e-4 in the first is preset `d3rlpy-v1`.
+Preset `d3rlpy-v1` has the Adam eps of d3rlpy's first version, 1e-4.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from offrld.engine import Algorithm, Batch, LossResult, Space, State, Step, sett
 from offrld.losses import bellman, sac
 from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar, Zero
 
-TARGET_ENTROPY = 0.98  # of the entropy of a uniform choice
+TARGET_ENTROPY = 0.98  # as a fraction of the entropy of a uniform choice
 
 
 @dataclass(frozen=True)
 class Config(sac.EntropyConfig):
     batch_size: int = setting(64, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    tau: float = setting(1.0, "rate at which the target follows at an update of it; 1 copies", low=0.0, high=1.0)
-    initial_temperature: float = setting(1.0, "weight of the entropy at the start; 0: without the entropy for good", low=0.0)
-    target_update_interval: int = setting(8000, "updates between updates of the target", unit="updates", low=1, probe=2)
+    tau: float = setting(1.0, "update rate of the target network; 1 copies", low=0.0, high=1.0)
+    initial_temperature: float = setting(1.0, "initial weight of the entropy; 0 disables the entropy term permanently", low=0.0)
+    target_update_interval: int = setting(8000, "training updates between target updates", unit="updates", low=1, probe=2)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch:
 
 # --- Temperature ---
 def temp_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
-    assert isinstance(nets.temp, PositiveScalar)  # without a temperature its step does not exist
+    assert isinstance(nets.temp, PositiveScalar)  # this step exists only with a temperature
     with torch.no_grad():
         log_prob = nets.actor.log_prob(state.params, batch.observation)  # [B, n]
         excess = batch.mean((log_prob.exp() * log_prob).sum(-1) + TARGET_ENTROPY * math.log(log_prob.shape[-1]))

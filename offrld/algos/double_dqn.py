@@ -1,9 +1,9 @@
-"""DoubleDQN: DQN whose next action is chosen by the online network and valued by the target.
+"""DoubleDQN: DQN whose online network chooses the next action and whose target network evaluates it.
 
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a*),    a* = argmax_a mean_i Q_i(s', a)
     L_Q = sum_i mean Huber(Q_i(s, a) - y)                (quantile Huber for the distributional Q functions)
 
-The target is copied every `target_update_interval` updates. Metrics: `loss`, `q_mean`.
+The target network is copied every `target_update_interval` updates. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def loss(params: Params, config: q_learning.QLearningConfig, nets: q_learning.Ne
 
 ALGORITHM = Algorithm(
     name="double_dqn",
-    summary="DQN with less overestimation: one network chooses the next action, the other values it",
+    summary="DQN with less overestimation: one network chooses the next action, another evaluates it",
     paper="van Hasselt, Guez & Silver 2016, Deep Reinforcement Learning with Double Q-learning (arXiv:1509.06461)",
     actions="discrete",
     config=q_learning.QLearningConfig(),

@@ -3,7 +3,7 @@
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a*),    a* = argmax_a mean_i Qt_i(s', a)
     L_Q = sum_i mean Huber(Q_i(s, a) - y)                (quantile Huber for the distributional Q functions)
 
-The target is copied every `target_update_interval` updates. Metrics: `loss`, `q_mean`.
+The target network is copied every `target_update_interval` updates. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""FQE: learns the values of a fixed policy, to judge it without running it.
+"""FQE: learns the values of a fixed policy, to evaluate it without running it.
 
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a'),    a' the evaluated policy's greedy action at s'
     L_Q = sum_i mean (Q_i(s, a) - y)^2                (quantile Huber for the distributional Q functions)
 
-`policy` names the job whose policy is evaluated; it sees raw observations through its own scalers. The target is copied every
-`target_update_interval` updates. The run's policy is the evaluated one. Metrics: `loss`, `q_mean`.
+`policy` names the job whose policy is evaluated; that policy sees raw observations through its own scalers. The target network is copied
+every `target_update_interval` updates. The job's policy is the evaluated policy. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def networks(config: Config, space: Space) -> Nets:
 
 def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
-        assert batch.next_action is not None  # `Algorithm.next_action` asks for it
+        assert batch.next_action is not None  # `Algorithm.next_action` requests it
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation, batch.action)
     value = q.error(target, batch.weight)

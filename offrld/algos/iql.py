@@ -2,11 +2,11 @@
 
     u    = min_i Qt_i(s, a) - V(s)
     L_V  = mean |expectile - 1[u < 0]| u^2
-    L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimiser over Q and V
+    L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimizer over Q and V
     L_pi = -mean w log pi(a | s),    w = min(exp(weight_temp u), max_weight)    with the V just updated
 
-The Q functions always give the mean. The policy is a plain normal around tanh(mu(s)) with one free deviation per dimension. Metrics:
-`critic_loss`, `value_loss`, `actor_loss`, `advantage`.
+The Q functions always predict the mean. The policy is a plain normal around tanh(mu(s)) with one learned standard deviation per dimension.
+Metrics: `critic_loss`, `value_loss`, `actor_loss`, `advantage`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
 
 @dataclass(frozen=True)
 class Config(ActionConfig, ValueConfig):
-    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(3e-4, "step size of Q and V", low=0.0, exclusive_low=True)
-    tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
-    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
-    expectile: float = setting(0.7, "expectile of V: towards 1 it nears the best action in the data", low=0.0, high=1.0)
+    actor_learning_rate: float = setting(3e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "learning rate of Q and V", low=0.0, exclusive_low=True)
+    tau: float = setting(0.005, "update rate of the target networks", unit="share per update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "number of Q functions in the ensemble", low=1, high=100)
+    expectile: float = setting(0.7, "expectile of V; near 1, V approaches the value of the data's best action", low=0.0, high=1.0)
     weight_temp: float = setting(3.0, "inverse temperature of the advantage weights", low=0.0)
-    max_weight: float = setting(100.0, "limit of an advantage weight", low=0.0, exclusive_low=True, probe=0.5)
+    max_weight: float = setting(100.0, "upper limit of an advantage weight", low=0.0, exclusive_low=True, probe=0.5)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
     value_encoder: Encoder = Encoder()
@@ -84,7 +84,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="iql",
-    summary="implicit Q-learning: never asks for the value of an action outside the data",
+    summary="implicit Q-learning: never evaluates actions outside the data",
     paper="Kostrikov, Nair & Levine 2021, Offline Reinforcement Learning with Implicit Q-Learning (arXiv:2110.06169)",
     actions="continuous",
     config=Config(),

@@ -1,13 +1,13 @@
-"""MOPO: SAC on a mixture of real and imagined transitions, whose rewards are lowered where the model is unsure.
+"""MOPO: SAC on a mixture of real and imagined transitions; imagined rewards are penalised where the model is uncertain.
 
     r <- r - lam v      of imagined transitions (see `ensemble_dynamics`, and `losses.model_based` for the rollouts)
     v = max_m sum_j sigma_mj^2    variance_type max;    sum_j var_m x_mj    data, of the members' samples x = (s' - s, r)
 
-The dynamics are trained first, for `dynamics_steps` updates, or come from another job (`dynamics=JOB`). Then at every update the Q
-functions, and every `update_actor_interval` the policy, the temperature by a fresh sample, and the target: losses as SAC's (see `sac`), on
-`real_ratio` real and else imagined transitions. The penalty is the sum of variances, as in d3rlpy; the paper takes the largest Frobenius
-norm of the members' covariances. Vector observations. Metrics: `dynamics_loss`, `dynamics_error`, `critic_loss`, `actor_loss`, `temp_loss`,
-`temp`, `entropy`, `q_mean`.
+The dynamics are trained first, for `dynamics_steps` updates, or come from another job (`dynamics=JOB`). Then the Q functions move at every
+update; the policy, the temperature (with a fresh sample) and the target every `update_actor_interval` updates. The losses are SAC's (see
+`sac`). A fraction `real_ratio` of each batch is real, the rest imagined. The penalty is the sum of variances, as in d3rlpy; the paper takes
+the largest Frobenius norm of the members' covariances. Vector observations. Metrics: `dynamics_loss`, `dynamics_error`, `critic_loss`,
+`actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from offrld.losses import model_based, sac
 @dataclass(frozen=True)
 class Config(model_based.ModelBasedConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    real_ratio: float = setting(0.05, "share of real transitions in a batch", low=0.0, high=1.0, probe=0.5)
-    lam: float = setting(1.0, "weight of the model's variance against the reward", low=0.0)
+    real_ratio: float = setting(0.05, "fraction of real transitions in a batch", low=0.0, high=1.0, probe=0.5)
+    lam: float = setting(1.0, "weight of the model's variance subtracted from the reward", low=0.0)
     variance_type: str = setting(
-        "max", "the model's variance: max, the largest that a member states; data, that of the members' samples", choices=("max", "data")
+        "max",
+        "the model's variance: max, the largest predicted by a member; data, the variance of the members' samples",
+        choices=("max", "data"),
     )
 
 
@@ -38,7 +40,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="mopo",
-    summary="SAC on imagined transitions, punished where the model is unsure",
+    summary="SAC on imagined transitions, penalised where the model is uncertain",
     paper="Yu et al. 2020, MOPO: Model-based Offline Policy Optimization (arXiv:2005.13239)",
     actions="continuous",
     config=Config(),

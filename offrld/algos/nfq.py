@@ -1,9 +1,9 @@
-"""NFQ: Q-learning whose target is the network of the update before.
+"""NFQ: Q-learning whose target is the network before the last update.
 
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a*),    a* = argmax_a mean_i Qt_i(s', a)
     L_Q = sum_i mean Huber(Q_i(s, a) - y)                (quantile Huber for the distributional Q functions)
 
-The target is copied after every update. Metrics: `loss`, `q_mean`.
+The target network is copied after every update. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from offrld.nets import Encoder, QFunction
 @dataclass(frozen=True)
 class Config(ValueConfig):
     batch_size: int = setting(32, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(6.25e-5, "step size", low=0.0, exclusive_low=True)
-    n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=100)
+    learning_rate: float = setting(6.25e-5, "learning rate", low=0.0, exclusive_low=True)
+    n_critics: int = setting(1, "number of Q functions in the ensemble", low=1, high=100)
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
     q_function: QFunction = QFunction()
@@ -31,7 +31,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="nfq",
-    summary="neural fitted Q iteration: Q-learning whose target is the network of the update before",
+    summary="neural fitted Q iteration: Q-learning whose target is the network before the last update",
     paper="Riedmiller 2005, Neural Fitted Q Iteration",
     actions="discrete",
     config=Config(),

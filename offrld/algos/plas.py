@@ -1,4 +1,4 @@
-"""PLAS: a policy in the latent space of a model of the data's actions, which decodes to nothing that the data lacks.
+"""PLAS: a policy in the latent space of a model of the data's actions, which decodes only to actions like the data's.
 
     L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1)),    z ~ N(mu, std) = e(s, a)
     a     = g(s, 2 pi(s)),    pi(s) in [-1, 1]^2A
@@ -6,7 +6,8 @@
     L_Q   = sum_i mean (Q_i(s, a) - y)^2                 (quantile Huber for the distributional Q functions)
     L_pi  = -mean Q_1(s, g(s, 2 pi(s)))
 
-The VAE alone for `warmup_steps` updates, after which it stays as it is; then the rest. Metrics: `vae_loss`, `critic_loss`, `actor_loss`.
+The first `warmup_steps` updates train only the VAE; it is then frozen, and all else trains. Metrics: `vae_loss`, `critic_loss`,
+`actor_loss`.
 """
 
 from __future__ import annotations

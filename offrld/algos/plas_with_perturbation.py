@@ -1,8 +1,8 @@
-"""PLASWithPerturbation: PLAS whose decoded action may be corrected a little, where the data's actions are not quite the best.
+"""PLASWithPerturbation: PLAS with a small learned correction of the decoded action, as the data's actions may not be the best.
 
     a = clip(b + action_flexibility tanh(xi(s, b)), -1, 1),    b = g(s, 2 pi(s))
 
-xi has its own target copy and moves with the policy by the same optimiser. All else is PLAS (see `plas`). Metrics: `vae_loss`,
+xi has its own target network; one optimizer updates it together with the policy. All else is PLAS (see `plas`). Metrics: `vae_loss`,
 `critic_loss`, `actor_loss`.
 """
 

@@ -1,17 +1,17 @@
-"""PPO: proximal policy optimisation with a clipped ratio, on steps that the policy itself has just played.
+"""PPO: proximal policy optimisation with a clipped ratio, on fresh rollouts of the policy itself.
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = delta_t + gamma lambda A_{t+1},   R_t = A_t + V(s_t)
     L_pi    = -mean min(rho A, clip(rho, 1 - c, 1 + c) A)                     rho = pi(a | s) / pi_old(a | s)
-    L_V     = mean 1/2 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)           (without clip_value the first alone)
+    L_V     = mean 1/2 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)           (without clip_value, mean 1/2 (V - R)^2)
     L       = L_pi + value_coef L_V - entropy_coef H(pi)
 
-Advantages end with the episode (a truncated one counts the value of its last state), and are normalised over the rollout. A round of
-updates passes `epochs` times, each in a new order, over a rollout of `rollout_steps` steps of every environment. Metrics: `actor_loss`,
-`value_loss`, `entropy`, `approx_kl`, `clip_share`.
+The sum for an advantage stops at the end of the episode; a truncated episode adds the value of its last state. Advantages are normalised
+over the rollout. A rollout is `rollout_steps` steps of every environment; a round of updates passes over it `epochs` times, each time in a
+new order. Metrics: `actor_loss`, `value_loss`, `entropy`, `approx_kl`, `clip_share`.
 
-The defaults are the paper's for continuous control, with the details that made them work (Engstrom et al. 2020, Implementation Matters in
-Deep Policy Gradients): orthogonal initialisation, Adam's eps 1e-5, gradients clipped at 0.5. Preset `procgen`: the residual network and
-the settings of gen_dgrl (Mediratta et al. 2023), for 64 environments.
+The defaults are the paper's for continuous control, with the implementation details that matter (Engstrom et al. 2020, Implementation
+Matters in Deep Policy Gradients): orthogonal initialisation, Adam's eps 1e-5, gradient norms clipped at 0.5. Preset `procgen`: the residual
+network and the settings of gen_dgrl (Mediratta et al. 2023), for 64 environments.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from offrld.nets import ActorCritic, Encoder, Observation, Params
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(64, "steps per update", unit="steps", low=1, high=1_000_000)
-    rollout_steps: int = setting(2048, "steps of each environment between two rounds of updates", unit="steps", low=1, high=10_000_000)
+    rollout_steps: int = setting(2048, "steps per environment between rounds of updates", unit="steps", low=1, high=10_000_000)
     epochs: int = setting(10, "passes over each rollout", low=1, high=1000)
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     gae_lambda: float = setting(0.95, "weight of longer returns in the advantages", low=0.0, high=1.0)
-    clip: float = setting(0.2, "how far the ratio of probabilities counts", low=0.0, exclusive_low=True, probe=1e-4)
-    clip_value: bool = setting(False, "clip the move of the value as well, by the same number", probe={"": True, "clip": 1e-4})
-    value_coef: float = setting(0.5, "weight of the value's loss", low=0.0)
+    clip: float = setting(0.2, "clipping range of the probability ratio around 1", low=0.0, exclusive_low=True, probe=1e-4)
+    clip_value: bool = setting(False, "also clip the change of the value, by the same number", probe={"": True, "clip": 1e-4})
+    value_coef: float = setting(0.5, "weight of the value loss", low=0.0)
     entropy_coef: float = setting(0.0, "weight of the entropy", low=0.0, probe=0.1)
-    normalize_advantage: bool = setting(True, "advantages with mean 0 and deviation 1 over each rollout")
-    normalize_reward: bool = setting(False, "divide rewards by the running deviation of the discounted return, and clip them at 10")
-    learning_rate: float = setting(3e-4, "step size", low=0.0, exclusive_low=True)
-    shared_encoder: bool = setting(False, "let policy and value share one encoder")
-    log_std: float = setting(0.0, "log deviation of continuous actions at the start", probe=-1.0)
+    normalize_advantage: bool = setting(True, "normalise advantages to mean 0 and standard deviation 1 over each rollout")
+    normalize_reward: bool = setting(
+        False, "divide rewards by the running standard deviation of the discounted return, then clip them to [-10, 10]"
+    )
+    learning_rate: float = setting(3e-4, "learning rate", low=0.0, exclusive_low=True)
+    shared_encoder: bool = setting(False, "share one encoder between policy and value function")
+    log_std: float = setting(0.0, "initial log standard deviation of continuous actions", probe=-1.0)
     encoder: Encoder = Encoder(units=(64, 64), activation="tanh")
     optimizer: Optimizer = Optimizer(eps=1e-5, clip_grad_norm=0.5)
 
@@ -66,7 +68,7 @@ def networks(config: Config, space: Space) -> Nets:
 
 
 def play(params: Params, nets: Nets, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Actions drawn at ``observation [B, ...]`` by ``noise`` (see `ActorCritic.draw`), their log probabilities and the values ``[B]``."""
+    """Draw actions at ``observation [B, ...]`` with ``noise`` (see `ActorCritic.draw`); return them, log probabilities, values ``[B]``."""
     out, value = nets.policy(params, observation)
     action = nets.policy.draw(params, out, noise)
     return action, nets.policy.log_prob(params, out, action), value
@@ -100,7 +102,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 ALGORITHM = Algorithm(
     name="ppo",
-    summary="proximal policy optimisation: learns from its own play (`offrl train-online`), not from a dataset",
+    summary="proximal policy optimisation: learns from its own rollouts (`offrl train-online`), not from a dataset",
     paper="Schulman et al. 2017, Proximal Policy Optimization Algorithms (arXiv:1707.06347)",
     actions="both",
     config=Config(),

@@ -1,7 +1,8 @@
 """RandomPolicy: actions that ignore the observation; a baseline, and a way to collect data. Nothing is learned.
 
-uniform: every dimension uniform on [-1, 1]; normal: N(0, normal_std), clipped to [-1, 1]; then in the environment's units. A policy file
-draws no numbers: its action is a hash of the observation with the same distribution, so the same observation gets the same action.
+uniform: every dimension is uniform on [-1, 1]; normal: N(0, normal_std), clipped to [-1, 1]. Actions are then scaled to the environment's
+units. A policy file draws no random numbers: its action is a hash of the observation with the same distribution, so the same observation
+gives the same action.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from offrld.nets import Params
 
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
-    batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
+    batch_size: int = setting(1, "transitions per update; nothing is learned from them", unit="transitions", low=1, high=1_000_000)
     distribution: str = setting("uniform", "distribution of the actions", choices=("uniform", "normal"))
-    normal_std: float = setting(1.0, "deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})
+    normal_std: float = setting(1.0, "standard deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})
 
 
 def act(params: Params, config: Config, nets: random_policy.Nets, observation: Any) -> Tensor:
@@ -40,7 +41,7 @@ def sample(params: Params, config: Config, nets: random_policy.Nets, observation
 
 ALGORITHM = Algorithm(
     name="random_policy",
-    summary="random continuous actions: to compare with, and to collect data",
+    summary="random continuous actions: a baseline, and a way to collect data",
     paper="none: the usual baseline",
     actions="continuous",
     config=Config(),

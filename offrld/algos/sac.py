@@ -5,7 +5,8 @@
     L_alpha = -mean (alpha (log pi(a^ | s) - A)),                                   alpha = exp(p), the gradient is that of exp(p)
     L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^)),                       a^ ~ pi(s), reparametrised
 
-In this order, the temperature by the policy's own sample, then the target of the Q functions follows. The greedy action is tanh(mu).
+The updates follow this order; the temperature uses the same sample as the policy, and the target network moves last. The greedy action is
+tanh(mu).
 Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
 """
 
@@ -16,7 +17,7 @@ from offrld.losses import sac
 
 ALGORITHM = Algorithm(
     name="sac",
-    summary="soft actor-critic: maximum entropy; for online data, offline only with much exploration",
+    summary="soft actor-critic: maximum entropy; for online data, or offline data with much exploration",
     paper="Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv:1812.05905)",
     actions="continuous",
     config=sac.SACConfig(),

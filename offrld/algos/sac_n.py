@@ -1,13 +1,13 @@
-"""SAC-N: soft actor-critic with an ensemble so large that its minimum is pessimistic about what the data does not show.
+"""SAC-N: soft actor-critic with an ensemble so large that its minimum is pessimistic outside the data.
 
     L_alpha = -mean (log alpha (log pi(a^ | s) - A))
     L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^))
     L_Q     = sum_i mean (Q_i(s, a) - y)^2,    y = r + gamma^n (1 - d) (min_i Qt_i(s', a~) - alpha log pi(a~ | s'))
 
-`n_critics` is the N; hard tasks want 100 and more. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`,
+N is `n_critics`; hard tasks need 100 or more. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`,
 `q_std` (over the members at the policy's actions).
 
-d3rlpy does not have it; the settings are CORL's, and preset `d3rlpy` is the same as `paper`.
+d3rlpy does not implement SAC-N; the settings are CORL's, and preset `d3rlpy` equals `paper`.
 """
 
 from __future__ import annotations

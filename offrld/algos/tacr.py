@@ -5,14 +5,14 @@
     L_Q   = mean over transitions of sum_i (Q_i(s_t, a_t) - y_t)^2
     L_pi  = mean over real steps of (|a^_t - a_t|^2 - lam min_i Q_i(s_t, a^_t)),    lam = alpha / mean |min_i Q_i(s_t, a^_t)|
 
-An update moves the policy, then the Q functions, then their targets; the policy has no target copy. The transitions of a window are its
-real steps but the last, which has no next one in the window, unless it ends the episode. Metrics: `actor_loss`, `critic_loss`, `bc_loss`,
-`q_mean`.
+An update moves the policy, then the Q functions, then their targets; the policy has no target network. A window's transitions are its real
+steps; its last step counts only if it ends the episode, since the window does not hold its next step. Metrics: `actor_loss`, `critic_loss`,
+`bc_loss`, `q_mean`.
 
-Differs from the published code (d3rlpy): its target pairs s_(t+1) with the action of step t, and drops the only positions at which a
-terminal can stand, so that its Q functions never see an episode end. Means count real steps only, and the target's actions are without
-dropout. The tokens are returns-to-go, as in Decision Transformer, where d3rlpy gives each step's own reward, which the policy does not
-know when it acts.
+Differences from d3rlpy's code: there, the target pairs s_(t+1) with the action of step t, and the only positions that can be terminal are
+dropped, so the Q functions never see an episode end. Here, means count only real steps, and the target's actions are computed without
+dropout. The tokens are returns-to-go, as in Decision Transformer; d3rlpy uses each step's own reward, which the policy does not know when
+it acts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from offrld.nets.transformer import flattened
 @dataclass(frozen=True)
 class Config(ActionConfig, sequence.SequenceConfig):
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
-    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(1e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
-    alpha: float = setting(2.5, "weight of the Q term against imitation", low=0.0)
-    tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
-    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
-    target_smoothing_sigma: float = setting(0.2, "deviation of the target action's noise", unit=RANGE, low=0.0)
-    target_smoothing_clip: float = setting(0.5, "limit of the target action's noise", unit=RANGE, low=0.0, probe=0.05)
+    actor_learning_rate: float = setting(1e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-4, "learning rate of the Q functions", low=0.0, exclusive_low=True)
+    alpha: float = setting(2.5, "weight of the Q term relative to the imitation term", low=0.0)
+    tau: float = setting(0.005, "update rate of the target networks", unit="share per update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "number of Q functions in the ensemble", low=1, high=100)
+    target_smoothing_sigma: float = setting(0.2, "standard deviation of the noise on the target action", unit=RANGE, low=0.0)
+    target_smoothing_clip: float = setting(0.5, "clipping limit of the noise on the target action", unit=RANGE, low=0.0, probe=0.05)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
     actor_optimizer: Optimizer = Optimizer()
@@ -76,15 +76,15 @@ def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch:
         clip = config.target_smoothing_clip
         smoothing = (batch.noise["target"] * config.target_smoothing_sigma).clamp(-clip, clip)
         action = (nets.actor(state.params, batch) + smoothing).clamp(-1.0, 1.0)  # [B, L, A]
-        reached = nets.critic.target(state.target, flattened(batch.observation), action.flatten(0, 1))  # [B L, M]
-        following = sequence.shifted(reached.unflatten(0, batch.mask.shape))  # [B, L, M], of the next step; zeros at the last
+        target_q = nets.critic.target(state.target, flattened(batch.observation), action.flatten(0, 1))  # [B L, M]
+        following = sequence.shifted(target_q.unflatten(0, batch.mask.shape))  # [B, L, M], of the next step; zeros at the last
         alive = config.gamma * (1.0 - batch.terminal)
         target = batch.reward.unsqueeze(-1) + alive.unsqueeze(-1) * following  # [B, L, M]
         weight = batch.mask.clone()  # [B, L], 1 at transitions
         weight[:, -1] *= batch.terminal[:, -1]
     values = nets.critic.values(params, flattened(batch.observation), batch.action.flatten(0, 1))
     errors = values.errors(target.flatten(0, 1)).sum(0).reshape(weight.shape)  # [B, L]
-    # At least one: windows of one step that ends nothing hold no transition.
+    # At least 1: a batch of windows with one non-terminal step each holds no transition.
     value = (errors * weight).sum() / weight.sum().clamp(min=1.0)
     return value, {"critic_loss": value}
 

@@ -22,7 +22,7 @@ def actor_loss(params: Params, config: td3.TD3Config, nets: td3.Nets, state: Sta
 
 ALGORITHM = Algorithm(
     name="td3",
-    summary="twin delayed DDPG: for online data, offline only with much exploration",
+    summary="twin delayed DDPG: for online data, or offline data with much exploration",
     paper="Fujimoto, van Hoof & Meger 2018, Addressing Function Approximation Error in Actor-Critic Methods (arXiv:1802.09477)",
     actions="continuous",
     config=td3.TD3Config(),

@@ -1,4 +1,4 @@
-"""TD3+BC: TD3 whose policy is held near the data by a behaviour-cloning term.
+"""TD3+BC: TD3 with a behaviour-cloning term that keeps the policy near the data.
 
     y    = r + gamma^n (1 - d) min_i Qt_i(s', clip(pit(s') + eps, -1, 1)),    eps = clip(sigma N(0, 1), -c, c)
     L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
@@ -6,8 +6,8 @@
 
 The policy and both targets move every `update_actor_interval` updates. Metrics: `critic_loss`, `actor_loss`, `bc_loss`, `q_mean`.
 
-Default differs from d3rlpy's second version: observations are standardised, as in the paper and the first version (preset `d3rlpy`: not;
-`d3rlpy-v1`: so).
+By default observations are standardised, as in the paper and in d3rlpy's first version (preset `d3rlpy-v1`); d3rlpy's second version does
+not standardise them (preset `d3rlpy`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offrld.nets import Params
 @dataclass(frozen=True)
 class Config(td3.TD3Config):
     observation_scaler: ObservationScaler = ObservationScaler(type="standard")
-    alpha: float = setting(2.5, "weight of the Q term against imitation", low=0.0)
+    alpha: float = setting(2.5, "weight of the Q term relative to the imitation term", low=0.0)
 
 
 def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:

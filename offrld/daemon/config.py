@@ -32,9 +32,9 @@ class Slots(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     train: Annotated[
         Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
-        Field(description='train jobs at once; 0: start no new ones; "auto": as many as cores, memory and cards have room for'),
+        Field(description='concurrent training jobs; 0: start no new ones; "auto": as many as cores, memory and GPUs allow'),
     ] = "auto"
-    light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
+    light: Annotated[int, Field(ge=1, le=1024, description="concurrent imports and exports; they never wait for training")] = 1
 
 
 class Grace(BaseModel):
@@ -52,7 +52,7 @@ class Workers(BaseModel):
     """Spare workers, and limits of all workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    spare: Annotated[int, Field(ge=0, le=64, description="workers that have loaded torch and wait for the next train job; 0: none")] = 1
+    spare: Annotated[int, Field(ge=0, le=64, description="workers that have loaded torch and wait for the next training job; 0: none")] = 1
     confine: Annotated[
         bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: allow all files of the user")
     ] = True
@@ -66,11 +66,11 @@ class Devices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     cards: Annotated[
         Annotated[list[CardName], Field(max_length=256)] | Literal["auto"],
-        Field(description='names of the cards, as in CUDA_VISIBLE_DEVICES; "auto": all that nvidia-smi lists; []: none'),
+        Field(description='the GPUs, as in CUDA_VISIBLE_DEVICES; "auto": all that nvidia-smi lists; []: none'),
     ] = "auto"
-    slots: Annotated[int, Field(ge=1, le=256, description="train jobs on one card at once")] = 1
-    memory_mb: Annotated[int, Field(ge=0, description="memory of a card that jobs may fill; 0: as nvidia-smi reports")] = 0
-    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: one for each core")] = 0
+    slots: Annotated[int, Field(ge=1, le=256, description="training jobs per GPU")] = 1
+    memory_mb: Annotated[int, Field(ge=0, description="GPU memory available to jobs; 0: as nvidia-smi reports")] = 0
+    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all training jobs together; 0: one for each core")] = 0
 
 
 class Limits(BaseModel):
@@ -81,7 +81,7 @@ class Limits(BaseModel):
         int, Field(ge=0, description="unfinished jobs of all owners; above it, only owners with less than an equal share may submit")
     ] = 10_000
     unfinished_per_owner: Annotated[int, Field(ge=0, description="unfinished jobs of one owner")] = 0
-    running_per_owner: Annotated[int, Field(ge=0, description="train jobs of one owner that run at once; the others wait")] = 0
+    running_per_owner: Annotated[int, Field(ge=0, description="running training jobs of one owner; the others wait")] = 0
 
 
 class Retry(BaseModel):
@@ -173,12 +173,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     state_dir: Annotated[Path, Field(strict=False, description="folder of queue, datasets, jobs and the socket")]
-    bind: Annotated[str, Field(description="address for clients: ipc://PATH, or tcp://HOST:PORT, which accepts listed keys only")]
+    bind: Annotated[str, Field(description="address for clients: ipc://PATH, or tcp://HOST:PORT, which accepts registered keys only")]
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
     socket_group: Annotated[str | None, Field(description="group whose members may use the local socket, too")] = None
     local_role: Annotated[
         Literal["reader", "submitter", "operator"],
-        Field(description="role of members of socket_group, and of everybody on an insecure address; the service's user may do all"),
+        Field(description="role of members of socket_group, and of everybody on an insecure address; the service's user may do everything"),
     ] = "operator"
     max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
     input_memory_mb: Annotated[

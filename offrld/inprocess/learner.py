@@ -76,7 +76,7 @@ class Learner(engine.Learner):
         save_interval: int = 1,
         **options: Any,
     ) -> Iterator[tuple[int, Metrics]]:
-        """Act in an environment and train on its steps, yielding (epoch, metrics) after each epoch. Networks, optimisers and the step
+        """Act in an environment and train on its steps, yielding (epoch, metrics) after each epoch. Networks, optimizers and the step
         continue, so that ``fit`` and then ``fit_online`` is fine-tuning.
 
         Args:

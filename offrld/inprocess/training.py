@@ -118,7 +118,7 @@ def load(
     algorithm: Algorithm | None = None,
     **options: Any,
 ) -> Learner:
-    """A learner from a checkpoint's own description: algorithm, settings, seeds, networks, scalers, optimisers, step.
+    """A learner from a checkpoint's own description: algorithm, settings, seeds, networks, scalers, optimizers, step.
 
     Args:
         path: a checkpoint, or a job's run folder: its newest one.

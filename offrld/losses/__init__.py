@@ -1,4 +1,4 @@
-"""What several algorithms share: targets of temporal differences, and what families have in common."""
+"""Losses, targets, settings and networks that several algorithms share."""
 
 from offrld.losses.td import bellman, taken
 

@@ -1,10 +1,10 @@
-"""Conservative Q-learning: the penalty on the values of unseen actions that CQL, CalQL and COMBO share, with CQL's settings.
+"""Conservative Q-learning: CQL's settings, and the penalty on the values of unseen actions that CQL, CalQL and COMBO share.
 
     cat_i = [Q_i(s, a_k) - log pi(a_k | s), a_k ~ pi(s);   Q_i(s, a_k) - log pi(a_k | s'), a_k ~ pi(s');   Q_i(s, u_k) - A log 0.5]
     C_i   = mean (logsumexp_k cat_i - Q_i(s, a)),    K actions of each kind, u_k uniform on [-1, 1]^A
 
-Actions and their densities carry no gradient. The values of all 3 K actions are one evaluation in which the observation's part of the
-first layer is computed once.
+Actions and their densities carry no gradient. One evaluation computes the values of all 3 K actions; it computes the observation's part
+of the first layer only once.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from offrld.losses import sac
 from offrld.losses.td import bellman
 from offrld.nets import Params, PositiveScalar, remember
 
-LARGEST_ALPHA = 1e6  # the dual variable is cut here
+LARGEST_ALPHA = 1e6  # the dual variable is clipped here
 
 
 @dataclass(frozen=True)
 class CQLConfig(sac.SACConfig):
     """Settings of CQL and CalQL; the defaults are d3rlpy's."""
 
-    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    temp_learning_rate: float = setting(1e-4, "step size of the temperature; 0 keeps it fixed", low=0.0)
-    alpha_learning_rate: float = setting(1e-4, "step size of the dual variable; 0 keeps it fixed", low=0.0)
-    initial_alpha: float = setting(1.0, "dual variable at the start: the weight of the penalty", low=0.0, exclusive_low=True)
-    alpha_threshold: float = setting(10.0, "penalty that the dual variable aims at")
-    conservative_weight: float = setting(5.0, "factor on penalty and threshold", low=0.0)
+    actor_learning_rate: float = setting(1e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    temp_learning_rate: float = setting(1e-4, "learning rate of the temperature; 0 keeps it fixed", low=0.0)
+    alpha_learning_rate: float = setting(1e-4, "learning rate of the dual variable; 0 keeps it fixed", low=0.0)
+    initial_alpha: float = setting(1.0, "initial value of the dual variable, the weight of the penalty", low=0.0, exclusive_low=True)
+    alpha_threshold: float = setting(10.0, "penalty at which the dual variable stays constant")
+    conservative_weight: float = setting(5.0, "factor on the penalty and on its threshold", low=0.0)
     n_action_samples: int = setting(10, "actions of each kind in the penalty", unit="actions", low=1, high=1000)
     soft_q_backup: bool = setting(False, "subtract the entropy term in the target, as SAC does")
-    max_q_backup: bool = setting(False, "take the best of n_action_samples next actions in the target")
+    max_q_backup: bool = setting(False, "use the best of n_action_samples next actions in the target")
     alpha_optimizer: Optimizer = Optimizer()
 
     def __post_init__(self) -> None:
         if self.soft_q_backup and self.max_q_backup:
-            raise InvalidInput("soft_q_backup and max_q_backup exclude each other", hint="set one of them to false")
+            raise InvalidInput("soft_q_backup and max_q_backup are mutually exclusive", hint="set one of them to false")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Nets(sac.Nets):
 
 
 def networks(config: CQLConfig, space: Space) -> Nets:
-    """Those of SAC and the dual variable."""
+    """Build SAC's networks and the dual variable."""
     return Nets(**vars(sac.networks(config, space)), alpha=PositiveScalar("alpha", config.initial_alpha))
 
 
 def noise(config: CQLConfig, space: Space) -> dict[str, Noise]:
-    """Those of SAC, and of the penalty's actions."""
+    """Declare SAC's noise and that of the penalty's actions."""
     shape = (config.n_action_samples, config.batch_size, space.action_size)
     drawn = {**sac.noise(config, space), "policy": Noise(shape), "next_policy": Noise(shape), "random": Noise(shape, "uniform")}
     if not config.soft_q_backup:
@@ -66,15 +66,15 @@ def noise(config: CQLConfig, space: Space) -> dict[str, Noise]:
 
 
 def carry(config: CQLConfig, space: Space) -> dict[str, tuple[int, ...]]:
-    """The penalty of the last update, by which the dual variable moves."""
+    """Declare the penalty of the last Q update, with which `alpha_loss` moves the dual variable."""
     return {"conservative": ()}
 
 
 def penalty(params: Params, nets: sac.Nets, state: State, batch: Batch, *, floor: Tensor | None = None) -> Tensor:
-    """``logsumexp_k cat_i`` at each observation, ``[N, B]``.
+    """Return ``logsumexp_k cat_i`` at each observation, ``[N, B]``.
 
     Args:
-        floor: lower bound ``[B]`` of the values of the policy's actions, before their densities are subtracted (CalQL).
+        floor: lower bound ``[B]`` on the values of the policy's actions, applied before their densities are subtracted (CalQL).
     """
     with torch.no_grad():
         now, now_density = nets.actor.sample(state.params, batch.observation, batch.noise["policy"])  # [K, B, A], [K, B]
@@ -90,7 +90,7 @@ def penalty(params: Params, nets: sac.Nets, state: State, batch: Batch, *, floor
 
 
 def target(config: CQLConfig, nets: sac.Nets, state: State, batch: Batch) -> Tensor:
-    """The Bellman target, ``[B, M]``, by the way that the settings choose."""
+    """Return the Bellman target ``[B, M]`` that the settings select."""
     if config.soft_q_backup:
         return sac.soft_target(nets, state, batch)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def target(config: CQLConfig, nets: sac.Nets, state: State, batch: Batch) -> Ten
 
 
 def critic_loss(params: Params, config: CQLConfig, nets: Nets, state: State, batch: Batch, *, floor: Tensor | None = None) -> LossResult:
-    """``L_Q + clip(alpha, 0, 1e6) sum_i w (C_i - tau)``; leaves the penalty for `alpha_loss`."""
+    """Return ``L_Q + clip(alpha, 0, 1e6) sum_i w (C_i - tau)``; keep the penalty for `alpha_loss`."""
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target(config, nets, state, batch), batch.weight)
     pressed = batch.weighted(penalty(params, nets, state, batch, floor=floor), -1).mean(1)
@@ -116,13 +116,13 @@ def critic_loss(params: Params, config: CQLConfig, nets: Nets, state: State, bat
 
 
 def alpha_loss(params: Params, config: CQLConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
-    """``-clip(alpha, 0, 1e6) mean_i w (C_i - tau)`` with the penalty that the Q functions were just moved by."""
+    """Return ``-clip(alpha, 0, 1e6) mean_i w (C_i - tau)`` with the penalty of the Q functions' last update."""
     value = -nets.alpha(params).clamp(max=LARGEST_ALPHA) * state.carry["conservative"] / config.n_critics
     return value, {"alpha_loss": value}
 
 
 def schedule(config: CQLConfig, critic_loss: Loss = critic_loss) -> tuple[Step, ...]:
-    """The Q functions, the dual variable by the penalty found there, then as SAC."""
+    """Update the Q functions, the dual variable with their penalty, then temperature, policy and target as in SAC."""
     critic, *others = sac.schedule(config, critic_loss)
     if config.alpha_learning_rate == 0.0:
         return (critic, *others)

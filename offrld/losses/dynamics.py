@@ -1,8 +1,9 @@
-"""Learned models of the environment: the settings, networks and loss of the ensemble (see `nets.dynamics`).
+"""Learned models of the environment: settings, networks and loss of the ensemble (see `nets.dynamics`).
 
     loss_m = mean_B m_b (0.5 sum_j (mu_j - x_j)^2 exp(-2 l_j) + sum_j l_j + 0.01 sum_j (most_j - least_j)),    x = (s' - s, r)
 
-l_j are the log deviations, m_b an independent fair coin per member and transition (a bootstrap); the loss is the sum over members.
+l_j are the log standard deviations; m_b is an independent fair coin per member and transition (a bootstrap). The loss is the sum over
+members.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ BOUND_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class DynamicsConfig(ActionConfig, Config):
-    """Settings of the ensemble as its own job."""
+    """Settings of a job that trains only the ensemble."""
 
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
-    n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
+    learning_rate: float = setting(1e-3, "learning rate", low=0.0, exclusive_low=True)
+    n_ensembles: int = setting(5, "number of models in the ensemble", low=1, high=100)
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer(weight_decay=1e-4)
     reward_scaler: RewardScaler = RewardScaler()
@@ -40,19 +41,19 @@ class Nets:
 
 
 def networks(config: Any, space: Space, encoder: Encoder) -> Nets:
-    """The ensemble; raises `InvalidInput` for images."""
+    """Build the ensemble; raise `InvalidInput` for images."""
     sizes = (space.observation_size, space.action_size)
     return Nets(dynamics=EnsembleDynamics("dynamics", config.n_ensembles, *sizes, encoder, discrete=space.discrete))
 
 
 def noise(config: Any, space: Space) -> dict[str, Noise]:
-    """The bootstrap's coins."""
+    """Declare the bootstrap's coins."""
     return {"bootstrap": Noise((config.n_ensembles, config.batch_size), "uniform")}
 
 
 def loss(params: Params, config: Any, nets: Nets, state: State, batch: Batch) -> LossResult:
-    """The negative log likelihood; metrics: the squared error of the means, and the loss."""
-    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
+    """Return the negative log likelihood; metrics: the loss and the squared error of the means."""
+    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: vectors only
     predicted = nets.dynamics(params, observation, batch.action)
     x = torch.cat([following - observation, batch.reward.unsqueeze(-1)], dim=-1)  # [B, D + 1]
     error = (predicted.mean - x) ** 2  # [N, B, D + 1]

@@ -1,8 +1,9 @@
 """Training on imagined transitions: the settings, stages, rollouts and mixed batches that MOPO and COMBO share.
 
-Every `rollout_interval` updates of the policy, the first included, `rollout_batch_size` observations of the data are drawn, the policy acts
-and a random member of the ensemble answers, `rollout_horizon` times. The transitions go into a first-in-first-out buffer in the training
-state. A batch is real_ratio real transitions, the rest imagined. Imagined transitions never end the task; n-step returns run along them.
+Before the first policy update, and then every `rollout_interval` updates, rollouts start from `rollout_batch_size` observations of the
+data. At each of their `rollout_horizon` steps the policy acts and a random member of the ensemble predicts the outcome. The transitions go
+into a first-in-first-out buffer in the training state. A fraction `real_ratio` of a batch is real, the rest imagined. Imagined transitions
+are never terminal; n-step returns run along a rollout.
 """
 
 from __future__ import annotations
@@ -27,45 +28,47 @@ DYNAMICS = "ensemble_dynamics"
 
 @dataclass(frozen=True)
 class ModelBasedConfig(sac.SACConfig):
-    """Settings of the family, beside SAC's."""
+    """Settings of the family, in addition to SAC's."""
 
-    update_actor_interval: int = setting(1, "updates of the critic per update of policy, temperature and target", unit="updates", low=1)
-    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: train it first, in a stage of this job")
-    dynamics_steps: int = setting(50_000, "updates of the dynamics in the first stage, if no job is named", unit="updates", low=1, probe=2)
-    dynamics_batch_size: int = setting(
-        100, "transitions of a batch that the dynamics learn from", unit="transitions", low=1, high=1_000_000
+    update_actor_interval: int = setting(
+        1, "critic updates per update of the policy, the temperature and the target", unit="updates", low=1
     )
-    dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
-    n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
+    dynamics: str | None = setting(None, "ensemble_dynamics job to use; none: train the ensemble first, in a stage of this job")
+    dynamics_steps: int = setting(50_000, "dynamics updates in the first stage, if no job is named", unit="updates", low=1, probe=2)
+    dynamics_batch_size: int = setting(100, "transitions per update of the dynamics", unit="transitions", low=1, high=1_000_000)
+    dynamics_learning_rate: float = setting(1e-3, "learning rate of the dynamics", low=0.0, exclusive_low=True)
+    n_ensembles: int = setting(5, "number of models in the ensemble", low=1, high=100)
     rollout_interval: int = setting(1000, "updates between rollouts", unit="updates", low=1, probe=2)
-    rollout_horizon: int = setting(5, "steps of a rollout", unit="steps", low=1, high=1000)
-    rollout_batch_size: int = setting(50_000, "rollouts at a time", unit="rollouts", low=1, high=10_000_000, probe=7)
-    real_ratio: float = setting(0.5, "share of real transitions in a batch", low=0.0, high=1.0)
-    generated_maxlen: int = setting(1_250_000, "imagined transitions kept", unit="transitions", low=1, high=16_000_000, probe=64)
+    rollout_horizon: int = setting(5, "steps per rollout", unit="steps", low=1, high=1000)
+    rollout_batch_size: int = setting(50_000, "rollouts generated at once", unit="rollouts", low=1, high=10_000_000, probe=7)
+    real_ratio: float = setting(0.5, "fraction of real transitions in a batch", low=0.0, high=1.0)
+    generated_maxlen: int = setting(
+        1_250_000, "capacity of the buffer of imagined transitions", unit="transitions", low=1, high=16_000_000, probe=64
+    )
     dynamics_encoder: Encoder = Encoder()
     dynamics_optimizer: Optimizer = Optimizer(weight_decay=1e-4)
 
 
 @dataclass(frozen=True)
 class Nets(sac.Nets):
-    """The networks of the family; without an ensemble of their own if another job trained it."""
+    """The networks of the family; ``dynamics`` is None if another job trained the ensemble."""
 
     dynamics: EnsembleDynamics | None = None
 
 
 def networks(config: ModelBasedConfig, space: Space) -> Nets:
-    """Those of SAC, and the ensemble unless another job trained it."""
+    """Build SAC's networks, and the ensemble unless another job trained it."""
     ensemble = None if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder).dynamics
     return Nets(**vars(sac.networks(config, space)), dynamics=ensemble)
 
 
 def noise(config: ModelBasedConfig, space: Space) -> dict[str, Noise]:
-    """Those of SAC, the bootstrap's coins, and the choice of imagined transitions."""
+    """Declare SAC's noise, the bootstrap's coins, and the choice of imagined transitions."""
     return {**sac.noise(config, space), **dynamics.noise(config, space), "imagined": Noise((config.batch_size - real(config),), "uniform")}
 
 
 def carry(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]:
-    """The imagined transitions, how many there are, and where the next goes."""
+    """Declare the buffer of imagined transitions, its fill count, and the position of the next write."""
     size, d, a = config.generated_maxlen, space.observation_size, space.action_size
     return {
         "observation": (size, d),
@@ -79,12 +82,12 @@ def carry(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]:
 
 
 def real(config: ModelBasedConfig) -> int:
-    """Real transitions of a batch."""
+    """Return the number of real transitions in a batch."""
     return int(config.real_ratio * config.batch_size)
 
 
 def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
-    """The batch with its rows from `real` on replaced by imagined transitions."""
+    """Return the batch with all rows from index ``real(config)`` on replaced by imagined transitions."""
     n_real, buffer = real(config), state.carry
     index = (batch.noise["imagined"].double() * buffer["count"]).long()  # [B - n_real]
     parts = {name: buffer[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
@@ -95,7 +98,7 @@ def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
 
 
 def on_mixture(loss: Loss) -> Loss:
-    """The loss of mixed batches."""
+    """Wrap a loss so that it trains on mixed batches."""
 
     def mixed_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
         return loss(params, config, nets, state, mixed(config, state, batch))
@@ -104,7 +107,7 @@ def on_mixture(loss: Loss) -> Loss:
 
 
 def dynamics_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
-    """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
+    """Return the ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
     n = config.dynamics_batch_size
     rows: dict[str, Any] = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
     weight = batch.weight if batch.weight is None else batch.weight[:n]
@@ -115,7 +118,7 @@ def dynamics_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: S
 
 
 def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
-    """The dynamics, unless another job has them, then the Q functions, the policy, the temperature (by a fresh sample) and the target."""
+    """Train the dynamics unless another job did; then Q functions, policy, temperature (with a fresh sample) and target."""
     every = config.update_actor_interval
     temp = Step("temp", on_mixture(temp_loss), ("temp",), config.temp_optimizer, config.temp_learning_rate, every=every)
     policy = Stage(
@@ -134,16 +137,16 @@ def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
 
 
 def temp_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
-    """SAC's, with the noise of the next action: a sample that the policy was not moved by."""
+    """Return SAC's temperature loss with the next action's noise, a sample that the policy update did not use."""
     return sac.temp_loss(params, config, nets, state, dataclasses.replace(batch, noise={"actor": batch.noise["next"]}))
 
 
 # --- Rollouts ---
 def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> None:
-    """Imagine transitions if update ``k`` is due for them; the reward is lowered by ``penalty`` times the ensemble's variance.
+    """Imagine transitions if rollouts precede update ``k``; lower each reward by ``penalty`` times the ensemble's variance.
 
     Args:
-        variance: ``max``: the largest over the members of the summed variances; ``data``: the summed variance of the members' samples.
+        variance: ``max``: the summed variances of the member where they are largest; ``data``: the summed variance of the members' samples.
     """
     config = learner.config
     since = k - (0 if config.dynamics is not None else config.dynamics_steps)
@@ -155,7 +158,7 @@ def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> 
 
 
 def next_between(config: Any, k: int) -> int:
-    """The first update after ``k`` before which transitions are imagined."""
+    """Return the first update after ``k`` that rollouts precede."""
     first = 0 if config.dynamics is not None else config.dynamics_steps
     return first if k < first else k + config.rollout_interval - (k - first) % config.rollout_interval
 
@@ -179,7 +182,7 @@ def _imagine(learner: Learner, position: int, seed: int, k: int, penalty: float,
 
 @dataclass(frozen=True)
 class _Numbers:
-    """The random numbers of step ``h`` of the rollouts before update ``k``."""
+    """The random numbers for step ``h`` of the rollouts before update ``k``."""
 
     seed: int
     k: int
@@ -196,7 +199,7 @@ class _Numbers:
 
 
 class _Model:
-    """The ensemble that imagines, in the units of this run whatever units it was trained in."""
+    """The ensemble, with inputs and outputs in the units of this run, whatever units it was trained in."""
 
     def __init__(self, learner: Learner, state: State, variance: str) -> None:
         self._variance = variance
@@ -205,12 +208,12 @@ class _Model:
         if other is None:
             self._net, self._params, self._its = learner.nets.dynamics, state.params, learner.scalers
         else:
-            some = next(iter(state.params.values()))
+            like = next(iter(state.params.values()))
             self._net, self._its = other.nets.dynamics, other.scalers
-            self._params = {name: value.to(some) for name, value in other.params.items()}
+            self._params = {name: value.to(like) for name, value in other.params.items()}
 
     def step(self, observation: Tensor, action: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
-        """Next observation ``[R, D]``, reward and variance ``[R]``."""
+        """Return the next observation ``[R, D]``, reward ``[R]`` and variance ``[R]``."""
         mine, its = self._mine, self._its
         observed = self._observation(observation, mine, its)
         predicted = self._net(self._params, observed, _converted(action, mine.action, its.action))
@@ -220,13 +223,13 @@ class _Model:
         chosen = sampled.gather(0, index).squeeze(0)  # [R, D + 1]
         if self._variance == "max":
             variance = torch.exp(2 * predicted.log_std).sum(-1).amax(0)
-        else:  # of one member alone there is none
+        else:  # a single sample has no variance
             variance = sampled.var(0).sum(-1) if len(sampled) > 1 else torch.zeros_like(chosen[:, 0])
         following = self._observation(observed + chosen[:, :-1], its, mine)
         return following, _converted(chosen[:, -1], its.reward, mine.reward), variance
 
     def _observation(self, value: Tensor, source: Scalers, to: Scalers) -> Tensor:
-        """The joined vector of all fields from one run's units into another's."""
+        """Convert the joined vector of all fields from one run's units to another's."""
         if source is to:
             return value
         sizes = [math.prod(shape) for _, shape in self._space.observation.values()]
@@ -236,13 +239,13 @@ class _Model:
 
 def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tensor:
     """Convert from the units of one scaler to those of another."""
-    dtype = value.dtype  # scalers of what float32 does not hold compute in float64
+    dtype = value.dtype  # scalers of values that float32 cannot represent compute in float64
     value = value if one is None else one.reverse(value)
     return (value if other is None else other(value)).to(dtype)
 
 
 def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-    """Put the rollouts into the buffer, which drops its oldest; n-step sums are made here, along each rollout."""
+    """Write the rollouts to the buffer over its oldest transitions, with n-step sums along each rollout."""
     config, carry = learner.config, {name: value[position] for name, value in learner.state.carry.items()}
     size, horizon = config.generated_maxlen, len(steps)
     for t, (observation, action, reward, following) in enumerate(steps):
@@ -256,7 +259,7 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
             "next_observation": following,
             "discount": torch.full_like(reward, config.gamma**used),
         }
-        stored = min(len(reward), size)  # if more arrive than fit, the last ones stay
+        stored = min(len(reward), size)  # if more arrive than fit, keep the last ones
         start = int(carry["next"].item())
         at = (torch.arange(stored, device=reward.device) + start) % size
         for name, values in rows.items():

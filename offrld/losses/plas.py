@@ -1,6 +1,6 @@
 """Policies in the latent space of the data's actions: what PLAS and PLASWithPerturbation share.
 
-L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1))      alone, for warmup_steps updates; then the VAE stays as it is
+L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1))      alone, for warmup_steps updates; then the VAE is frozen
 a     = g(s, 2 pi(s)),    pi(s) in [-1, 1]^2A
 y     = r + gamma^n (1 - d) (lam min_i Qt_i(s', a') + (1 - lam) max_i Qt_i(s', a')),    a' by the target policy
 L_pi  = -mean Q_1(s, a)
@@ -28,12 +28,12 @@ class PLASConfig(td3.ActorCriticConfig):
     """Settings of the family; the defaults are d3rlpy's."""
 
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(1e-3, "step size of the Q functions", low=0.0, exclusive_low=True)
-    imitator_learning_rate: float = setting(1e-4, "step size of the VAE", low=0.0, exclusive_low=True)
-    update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
-    lam: float = setting(0.75, "weight of the least member's value in the target, the rest that of the largest", low=0.0, high=1.0)
-    warmup_steps: int = setting(500_000, "updates of the VAE alone, at the start", unit="updates", low=0, probe=2)
+    actor_learning_rate: float = setting(1e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "learning rate of the Q functions", low=0.0, exclusive_low=True)
+    imitator_learning_rate: float = setting(1e-4, "learning rate of the VAE", low=0.0, exclusive_low=True)
+    update_actor_interval: int = setting(1, "critic updates per update of the policy and the targets", unit="updates", low=1)
+    lam: float = setting(0.75, "weight of the ensemble's minimum in the target; its maximum has weight 1 - lam", low=0.0, high=1.0)
+    warmup_steps: int = setting(500_000, "initial updates that train only the VAE", unit="updates", low=0, probe=2)
     beta: float = setting(0.5, "weight of the VAE's KL term", low=0.0)
     imitator_encoder: Encoder = Encoder()
     imitator_optimizer: Optimizer = Optimizer()
@@ -41,7 +41,7 @@ class PLASConfig(td3.ActorCriticConfig):
 
 @dataclass(frozen=True)
 class Nets:
-    """The networks of the family. The policy gives latents; the perturbation exists in PLASWithPerturbation only."""
+    """The networks of the family. The policy outputs latents; only PLASWithPerturbation has the perturbation."""
 
     actor: DeterministicPolicy
     critic: Critics
@@ -50,7 +50,7 @@ class Nets:
 
 
 def networks(config: PLASConfig, space: Space) -> Nets:
-    """A policy over latents, the Q functions and the VAE."""
+    """Build a policy over latents, the Q functions and the VAE."""
     view, size, imitator = space.view, space.action_size, config.imitator_encoder
     return Nets(
         actor=DeterministicPolicy("actor", view, 2 * size, config.actor_encoder),
@@ -60,12 +60,12 @@ def networks(config: PLASConfig, space: Space) -> Nets:
 
 
 def noise(config: PLASConfig, space: Space) -> dict[str, Noise]:
-    """That of the VAE's latents."""
+    """Declare the noise of the VAE's latents."""
     return {"vae": Noise((config.batch_size, 2 * space.action_size))}
 
 
 def action(nets: Nets, actor: Params, vae: Params, observation: Any) -> Tensor:
-    """The decoded action of the policy in ``actor``, ``[B, A]``; moved by the perturbation if the algorithm has one."""
+    """Return the decoded action ``[B, A]`` of the policy in ``actor``, corrected by the perturbation if the algorithm has one."""
     decoded = nets.vae.decode(vae, observation, LATENT_RANGE * nets.actor(actor, observation))
     return decoded if nets.perturbation is None else nets.perturbation(actor, observation, decoded)
 
@@ -84,16 +84,16 @@ def actor_loss(params: Params, config: PLASConfig, nets: Nets, state: State, bat
     return value, {"actor_loss": value}
 
 
-def schedule(config: PLASConfig, moved: tuple[str, ...] = ("actor",)) -> tuple[Step, ...]:
-    """The VAE alone; then the Q functions, the networks of the policy, and all targets."""
-    warm, follow = config.warmup_steps, dict.fromkeys(("critic", *moved), config.tau)
+def schedule(config: PLASConfig, policy: tuple[str, ...] = ("actor",)) -> tuple[Step, ...]:
+    """Train the VAE alone; then the Q functions, the networks ``policy``, and all targets."""
+    warm, follow = config.warmup_steps, dict.fromkeys(("critic", *policy), config.tau)
     return (
         Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate, until=warm),
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, start=warm),
         Step(
             "actor",
             actor_loss,
-            moved,
+            policy,
             config.actor_optimizer,
             config.actor_learning_rate,
             every=config.update_actor_interval,
@@ -104,5 +104,5 @@ def schedule(config: PLASConfig, moved: tuple[str, ...] = ("actor",)) -> tuple[S
 
 
 def act(params: Params, config: PLASConfig, nets: Nets, observation: Any) -> Tensor:
-    """The decoded action, ``[B, A]``."""
+    """Return the decoded action ``[B, A]``."""
     return action(nets, params, params, observation)

@@ -1,6 +1,6 @@
-"""The settings that the offline agents of the Procgen benchmark share: presets ``procgen`` of our algorithms are made from them.
+"""Settings that the offline agents of the Procgen benchmark share, for the presets ``procgen``.
 
-Source: gen_dgrl (Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning): its argument defaults, with the residual
+Source: gen_dgrl (Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning): its default arguments, with the residual
 network, learning rate and batch size of its best configurations.
 """
 
@@ -14,5 +14,5 @@ TARGET_UPDATE_INTERVAL = 1000  # updates, a hard copy
 
 
 def images(*encoders: str) -> dict[str, Any]:
-    """Pixels divided by 255, and the residual network in the encoders of these names."""
+    """Return the settings that divide pixels by 255 and give the encoders of these names the residual network."""
     return {"observation_scaler": "pixel", **{f"{name}.type": "impala" for name in encoders}}

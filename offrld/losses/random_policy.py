@@ -1,4 +1,4 @@
-"""What RandomPolicy and DiscreteRandomPolicy share: numbers that look random but are a function of the observation."""
+"""What RandomPolicy and DiscreteRandomPolicy share: pseudo-random numbers that are a function of the observation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRIME = 16_777_213  # the largest prime below 2^24: a number below it is exact i
 
 
 class Hash:
-    """Numbers within (0, 1) from observations ``[B, ...]``: ``[B, outputs]``. Whole-number arithmetic: alike in torch and onnxruntime."""
+    """Map observations ``[B, ...]`` to numbers in (0, 1), ``[B, outputs]``. Integer arithmetic gives the same in torch and onnxruntime."""
 
     def __init__(self, name: str, outputs: int) -> None:
         self.name, self._outputs = name, outputs
@@ -46,5 +46,5 @@ class Nets:
 
 
 def networks(config: Any, space: Space) -> Nets:
-    """One number per dimension of a continuous action, or per discrete action."""
+    """Build a hash with one output per dimension of a continuous action, or per discrete action."""
     return Nets(policy=Hash("policy", space.action_size))

@@ -4,7 +4,7 @@
     L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^)),                      a^ ~ pi(s), reparametrised
     L_alpha = -mean (alpha (log pi(a^ | s) - A))                                   the target entropy is -A, A the action's dimensions
 
-alpha = exp(p), and p is what is learned: the gradient is that of exp(p).
+alpha = exp(p); p is the learned parameter, and the gradient of L_alpha goes through exp(p).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from offrld.nets import Critics, Encoder, Params, PositiveScalar, QFunction, Squ
 
 @dataclass(frozen=True)
 class EntropyConfig(ValueConfig):
-    """Settings of the family, whatever the actions."""
+    """Settings of the family for any kind of action."""
 
-    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(3e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
-    temp_learning_rate: float = setting(3e-4, "step size of the temperature; 0 keeps it fixed", low=0.0)
-    tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
-    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=1000)
-    initial_temperature: float = setting(1.0, "weight of the entropy at the start", low=0.0, exclusive_low=True)
+    actor_learning_rate: float = setting(3e-4, "learning rate of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "learning rate of the Q functions", low=0.0, exclusive_low=True)
+    temp_learning_rate: float = setting(3e-4, "learning rate of the temperature; 0 keeps it fixed", low=0.0)
+    tau: float = setting(0.005, "update rate of the target networks", unit="share per update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "number of Q functions in the ensemble", low=1, high=1000)
+    initial_temperature: float = setting(1.0, "initial weight of the entropy", low=0.0, exclusive_low=True)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
     q_function: QFunction = QFunction()
@@ -53,7 +53,7 @@ class Nets:
 
 
 def networks(config: SACConfig, space: Space) -> Nets:
-    """A squashed normal policy, ``n_critics`` Q functions and the temperature."""
+    """Build a squashed normal policy, ``n_critics`` Q functions and the temperature."""
     return Nets(
         actor=SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder),
         critic=Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
@@ -62,14 +62,14 @@ def networks(config: SACConfig, space: Space) -> Nets:
 
 
 def noise(config: SACConfig, space: Space) -> dict[str, Noise]:
-    """That of the next action in the target and that of the policy's own."""
+    """Declare the noise of the target's next action and of the policy's action."""
     shape = (config.batch_size, space.action_size)
     return {"next": Noise(shape), "actor": Noise(shape)}
 
 
 # --- Q functions ---
 def soft_target(nets: Nets, state: State, batch: Batch) -> Tensor:
-    """The target with the entropy of the next action, ``[B, M]``."""
+    """Return the target ``[B, M]`` with the entropy of the next action."""
     with torch.no_grad():
         action, log_prob = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
         value = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
@@ -100,7 +100,7 @@ def actor_loss(params: Params, config: SACConfig, nets: Nets, state: State, batc
 
 
 def schedule(config: SACConfig, critic_loss: Loss = critic_loss, actor_loss: Loss = actor_loss) -> tuple[Step, ...]:
-    """The Q functions, the temperature by the policy's sample, the policy with the new temperature, the target."""
+    """Update the Q functions, the temperature with the policy's sample, the policy with the new temperature, and the target."""
     return (
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
         *temp_steps(config),
@@ -109,22 +109,22 @@ def schedule(config: SACConfig, critic_loss: Loss = critic_loss, actor_loss: Los
 
 
 def temp_steps(config: SACConfig) -> tuple[Step, ...]:
-    """The step of the temperature, unless it is fixed."""
+    """Return the step that updates the temperature; none if it is fixed."""
     if config.temp_learning_rate == 0.0:
         return ()
     return (Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate),)
 
 
 def act(params: Params, config: SACConfig, nets: Nets, observation: Any) -> Tensor:
-    """The greedy action, ``[B, A]``."""
+    """Return the greedy action ``[B, A]``."""
     return nets.actor(params, observation)
 
 
 def sample(params: Params, config: SACConfig, nets: Nets, observation: Any, noise: Tensor) -> Tensor:
-    """A sample of the policy, ``[B, A]``."""
+    """Return a sample of the policy, ``[B, A]``."""
     return nets.actor.sample(params, observation, noise)[0]
 
 
 def value(params: Params, config: Any, nets: Nets, observation: Any, action: Tensor) -> Tensor:
-    """Values of every member, ``[N, B]``."""
+    """Return every member's values, ``[N, B]``."""
     return nets.critic(params, observation, action)

@@ -1,10 +1,10 @@
-"""Large ensembles against optimism: the settings, networks and losses that SAC-N and EDAC share, as CORL has them.
+"""Large ensembles against overestimation: the settings, networks and losses that SAC-N and EDAC share, as in CORL.
 
-    L_alpha = -mean (log alpha (log pi(a^ | s) - A))        the gradient is that of log alpha itself (SAC here: of alpha)
+    L_alpha = -mean (log alpha (log pi(a^ | s) - A))        the gradient is that of log alpha (in `sac`: of alpha)
     L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^))
     L_Q     = sum_i mean (Q_i(s, a) - y)^2,    y = r + gamma^n (1 - d) (min_i Qt_i(s', a~) - alpha log pi(a~ | s'))
 
-In this order, each with a fresh sample of the policy.
+The updates follow this order; each uses a fresh sample of the policy.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from offrld.losses import sac
 from offrld.nets import Critics, Encoder, Params, PositiveScalar, SquashedNormalPolicy
 
 LOG_STD_RANGE = (-5.0, 2.0)
-BIAS, ACTOR_HEAD, CRITIC_HEAD = 0.1, 1e-3, 3e-3  # EDAC's initialisation: of trunk biases, and limits of the heads
+BIAS, ACTOR_HEAD, CRITIC_HEAD = 0.1, 1e-3, 3e-3  # EDAC's initialisation: trunk biases, and uniform limits of the heads
 
 
 @dataclass(frozen=True)
 class SACNConfig(sac.SACConfig):
     """Settings of SAC-N and EDAC; the defaults are the papers'."""
 
-    n_critics: int = setting(10, "size of the ensemble of Q functions", low=2, high=1000)
+    n_critics: int = setting(10, "number of Q functions in the ensemble", low=2, high=1000)
     actor_encoder: Encoder = Encoder(units=(256, 256, 256))
     critic_encoder: Encoder = Encoder(units=(256, 256, 256))
 
 
 class SmallHeadPolicy(SquashedNormalPolicy):
-    """A policy that starts as EDAC's does."""
+    """A policy with EDAC's initialisation."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return _small_heads(super().init(generator, dtype), ACTOR_HEAD, generator)
 
 
 class SmallHeadCritics(Critics):
-    """Q functions that start as EDAC's do."""
+    """Q functions with EDAC's initialisation."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return _small_heads(super().init(generator, dtype), CRITIC_HEAD, generator)
 
 
 def _small_heads(params: Params, limit: float, generator: torch.Generator) -> Params:
-    """``params`` with the trunk's biases at `BIAS` and the head uniform within ``limit``."""
+    """Set the trunk's biases to `BIAS` and draw the head uniformly from [-limit, limit]."""
     for name, value in params.items():
         if ".head." in name:
             drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) * (2 * limit) - limit
@@ -56,7 +56,7 @@ def _small_heads(params: Params, limit: float, generator: torch.Generator) -> Pa
 
 
 def networks(config: SACNConfig, space: Space) -> sac.Nets:
-    """Those of SAC, started as EDAC's are."""
+    """Build SAC's networks with EDAC's initialisation."""
     view, size = space.view, space.action_size
     return sac.Nets(
         actor=SmallHeadPolicy("actor", view, size, config.actor_encoder, log_std_range=LOG_STD_RANGE),
@@ -66,7 +66,7 @@ def networks(config: SACNConfig, space: Space) -> sac.Nets:
 
 
 def noise(config: SACNConfig, space: Space) -> dict[str, Noise]:
-    """Those of SAC, and that of the temperature's own sample."""
+    """Declare SAC's noise and that of the temperature's own sample."""
     return {**sac.noise(config, space), "temp": Noise((config.batch_size, space.action_size))}
 
 
@@ -88,7 +88,7 @@ def actor_loss(params: Params, config: SACNConfig, nets: sac.Nets, state: State,
 
 
 def schedule(config: SACNConfig, critic_loss: Loss = sac.critic_loss) -> tuple[Step, ...]:
-    """The temperature, the policy, the Q functions, the target."""
+    """Update the temperature, the policy, the Q functions and the target, in this order."""
     temp = Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate)
     return (
         *((temp,) if config.temp_learning_rate > 0 else ()),

@@ -1,4 +1,4 @@
-"""Temporal-difference learning: Bellman targets. `offrld.nets.values.Values` has the errors against them."""
+"""Temporal-difference learning: Bellman targets. `offrld.nets.values.Values` computes the errors against them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from offrld.nets import taken
 
 
 def bellman(batch: Batch, value: Tensor) -> Tensor:
-    """``r + gamma^n (1 - d) value`` for ``value [B]`` or quantiles ``[B, M]``; n and d belong to the batch's n-step transitions."""
+    """Return ``r + gamma^n (1 - d) value`` for ``value [B]`` or quantiles ``[B, M]``; n and d are those of the n-step transitions."""
     reward, discount = batch.reward, batch.discount * (1 - batch.terminal)
     if value.dim() > reward.dim():
         reward, discount = reward.unsqueeze(-1), discount.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""The behaviour model of BCQ, BEAR and PLAS: the step that trains the conditional VAE."""
+"""The behaviour model of BCQ, BEAR and PLAS: the loss of the conditional VAE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from offrld.engine import Batch, LossResult, State
 from offrld.nets import ConditionalVAE, Params
 
-LATENT_LIMIT = 0.5  # latents drawn for acting are clamped here, where the decoder has seen data
+LATENT_LIMIT = 0.5  # latents drawn for acting are clamped to [-0.5, 0.5], where the decoder has seen data
 
 
 class HasVAE(Protocol):
@@ -18,6 +18,6 @@ class HasVAE(Protocol):
 
 
 def vae_loss(params: Params, config: Any, nets: HasVAE, state: State, batch: Batch) -> LossResult:
-    """``mean((g(s, z) - a)^2) + beta mean KL``, with the weight ``config.beta``."""
+    """Return ``mean((g(s, z) - a)^2) + beta mean KL``; beta is ``config.beta``."""
     value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.beta, batch.mean)
     return value, {"vae_loss": value}

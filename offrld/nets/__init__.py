@@ -1,4 +1,4 @@
-"""Networks as descriptions: encoders, policies, Q functions. A network computes from the parameters that it is given."""
+"""Networks as descriptions: encoders, policies, Q functions. A network holds no parameters; callers pass them in."""
 
 from offrld.nets.actor_critic import ActorCritic
 from offrld.nets.context import CONTEXT, Context, context_of, is_buffer, remember

@@ -1,4 +1,4 @@
-"""A policy and a state-value function with one encoder or one each, which policy-gradient methods train together."""
+"""A policy and a state-value function that policy-gradient methods train together, with one shared encoder or one each."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from offrld.nets.values import taken
 
 
 class ActorCritic:
-    """Discrete actions by softmax; continuous ones by a normal distribution whose log deviations are parameters of their own.
+    """A softmax policy over discrete actions, or a normal one over continuous actions with free log standard deviations; and a value.
 
-    Linear layers start orthogonal with zero biases: gain sqrt 2, of the policy's head 0.01 (at first all actions are about equally likely),
-    of the value's 1. Parameters: ``NAME.encoder.*``, ``NAME.policy.*``, ``NAME.value.*``, without a shared encoder also
-    ``NAME.value_encoder.*``, and ``NAME.log_std [A]`` of continuous actions.
+    Linear layers start orthogonal with zero biases. The gain is sqrt 2, but 0.01 for the policy's head, so that all actions are about
+    equally likely at first, and 1 for the value's head. Parameters: ``NAME.encoder.*``, ``NAME.policy.*``, ``NAME.value.*``; without a
+    shared encoder also ``NAME.value_encoder.*``; for continuous actions also ``NAME.log_std [A]``.
 
     Args:
         actions: dimensions of a continuous action, or the number of discrete ones.
-        shared: the value shares the policy's encoder.
-        log_std: initial value of the log deviations.
+        shared: whether the value function shares the policy's encoder.
+        log_std: initial value of the log standard deviations.
     """
 
     def __init__(
@@ -50,39 +50,39 @@ class ActorCritic:
         return params
 
     def __call__(self, params: Params, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, n]`` or the means ``[B, A]`` of actions, and the values ``[B]``."""
+        """Return logits ``[B, n]`` or mean actions ``[B, A]``, and the values ``[B]``."""
         features = self._encoder(params, observation)
-        own = self._value_encoder is not self._encoder
-        value = self._value(params, self._value_encoder(params, observation) if own else features)
+        separate = self._value_encoder is not self._encoder
+        value = self._value(params, self._value_encoder(params, observation) if separate else features)
         return self._policy(params, features), value.squeeze(-1)
 
     def act(self, params: Params, observation: Observation) -> Tensor:
-        """The greedy choice: logits ``[B, n]``, or the means within [-1, 1]."""
+        """Return the greedy choice: logits ``[B, n]``, or the means clipped to [-1, 1], ``[B, A]``."""
         out = self._policy(params, self._encoder(params, observation))
         return out if self.discrete else out.clamp(-1.0, 1.0)
 
     def value(self, params: Params, observation: Observation) -> Tensor:
-        """The values ``[B]``."""
+        """Return the values ``[B]``."""
         return self._value(params, self._value_encoder(params, observation)).squeeze(-1)
 
     def draw(self, params: Params, out: Tensor, noise: Tensor) -> Tensor:
-        """An action of each distribution: ``[B]`` from uniform ``noise [B, n]``, or ``[B, A]`` (unbounded) from standard normal one."""
+        """Draw an action from each distribution: ``[B]`` with uniform ``noise [B, n]``, or ``[B, A]`` (unbounded) with standard normal."""
         if not self.discrete:
             return self._normal(params, out).sample(noise)
-        # The argmax of logits plus Gumbel noise is a draw from their softmax. A uniform number may be 0, but is never 1.
+        # The argmax of logits plus Gumbel noise is a draw from their softmax. The uniform numbers may be 0, but never 1.
         return (out - torch.log(-torch.log1p(-noise.clamp(min=1e-12)))).argmax(-1)
 
     def log_prob(self, params: Params, out: Tensor, action: Tensor) -> Tensor:
-        """Log probability or density ``[B]`` of ``action``, which `draw` gave."""
+        """Return the log probability or log density ``[B]`` of an ``action`` that `draw` returned."""
         return taken(F.log_softmax(out, -1), action) if self.discrete else self._normal(params, out).log_prob(action)
 
     def entropy(self, params: Params, out: Tensor) -> Tensor:
-        """The entropy of each distribution, ``[B]``."""
+        """Return the entropy of each distribution, ``[B]``."""
         if self.discrete:
             log_prob = F.log_softmax(out, -1)
             return -(log_prob.exp() * log_prob).sum(-1)
-        of_dimension = self._normal(params, out).log_std + 0.5 * (1 + math.log(2 * math.pi))  # [A]
-        return of_dimension.sum().expand(out.shape[:-1])
+        per_dimension = self._normal(params, out).log_std + 0.5 * (1 + math.log(2 * math.pi))  # [A]
+        return per_dimension.sum().expand(out.shape[:-1])
 
     def _normal(self, params: Params, mean: Tensor) -> Normal:
         return Normal(mean, params[f"{self.name}.log_std"])

@@ -1,4 +1,4 @@
-"""Fixed candidates: random numbers drawn once, so that a policy which chooses among sampled actions acts the same every time."""
+"""Fixed candidates: random numbers drawn only once, so that a policy that chooses among sampled actions is deterministic."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from offrld.nets.linear import Params
 
 
 class Candidates:
-    """``count`` standard normal vectors of ``size`` in ``NAME.noise``, clamped to ``limit``; no step optimises them.
+    """``count`` standard normal vectors of length ``size``, clamped to ``limit``, in the parameter ``NAME.noise``.
 
-    The first is zero: the most likely action is always among the candidates.
+    No step trains them. The first vector is zero, so that the most likely action is always among the candidates.
     """
 
     def __init__(self, name: str, count: int, size: int, *, limit: float | None = None) -> None:
@@ -28,23 +28,23 @@ class Candidates:
         return {f"{self.name}.noise": noise.to(dtype)}
 
     def __call__(self, params: Params) -> Tensor:
-        """``[K, 1, L]``, to be broadcast over a batch."""
+        """Return the vectors as ``[K, 1, L]``, to broadcast over a batch."""
         return params[f"{self.name}.noise"].unsqueeze(1)
 
 
 def best(actions: Tensor, scores: Tensor) -> Tensor:
-    """Of candidates ``[K, B, A]`` the one with the highest score ``[K, B]``: ``[B, A]``."""
+    """Return, of candidates ``[K, B, A]``, those with the highest score ``[K, B]``: ``[B, A]``."""
     choice = scores.argmax(0)  # [B]
     index = choice.unsqueeze(-1).expand(actions.shape[1:]).unsqueeze(0)
     return torch.gather(actions, 0, index).squeeze(0)
 
 
 def best_of(candidates: Callable[[Params, Any, Any, Any], tuple[Tensor, Tensor]]) -> Callable[[Params, Any, Any, Any], Tensor]:
-    """The greedy action of an algorithm with such candidates (see `Algorithm`)."""
+    """Return an algorithm's ``act`` that takes the best of its ``candidates`` (see `Algorithm`)."""
     return lambda params, config, nets, observation: best(*candidates(params, config, nets, observation))
 
 
 def for_batch(candidates: Tensor, observation: Tensor | dict[str, Tensor]) -> Tensor:
-    """Candidates ``[K, 1, L]`` for every observation ``[B, ...]``: ``[K, B, L]``."""
-    some = next(iter(observation.values())) if isinstance(observation, dict) else observation
-    return candidates.expand(-1, some.shape[0], -1)
+    """Expand candidates ``[K, 1, L]`` to every observation ``[B, ...]``: ``[K, B, L]``."""
+    field = next(iter(observation.values())) if isinstance(observation, dict) else observation
+    return candidates.expand(-1, field.shape[0], -1)

@@ -1,8 +1,8 @@
 """A probabilistic ensemble of dynamics models: normal distributions over the change of a vector observation, and over the reward.
 
-Each member: an encoder of observation and action, a head for the means and one for the log deviations, which stay softly between bounds
-that are learned. The weights of the encoder's linear layers and of the mean's head are divided by their largest singular value, which
-one power iteration per training step tracks (spectral normalisation, Miyato et al. 2018, arXiv:1802.05957).
+Each member has an encoder of observation and action, a head for the means, and a head for the log standard deviations, which are softly
+clamped between learned bounds. The weights of the encoder's linear layers and of the head of the means are divided by their largest
+singular value, which one power iteration per training step tracks (spectral normalisation, Miyato et al. 2018, arXiv:1802.05957).
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, build
 from offrld.nets.linear import Linear
 
-MOST, LEAST = 2.0, -10.0  # bounds of the log deviations at the start
-EPSILON = 1e-12  # a vector shorter than this is not divided by its length
+MOST, LEAST = 2.0, -10.0  # initial bounds of the log standard deviations
+EPSILON = 1e-12  # shorter vectors are divided by this, not by their length
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Means and log deviations ``[N, ..., D + 1]`` of (next observation - observation, reward), and the members' bounds ``[N, D + 1]``."""
+    """The members' distributions of (next observation - observation, reward).
+
+    Means and log standard deviations are ``[N, ..., D + 1]``, the bounds of the latter ``[N, D + 1]``.
+    """
 
     mean: Tensor
     log_std: Tensor
@@ -31,12 +34,12 @@ class Prediction:
     least: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Samples of every member by standard normal ``noise [N, ..., D + 1]``."""
+        """Return a sample of every member from standard normal ``noise [N, ..., D + 1]``."""
         return self.mean + torch.exp(self.log_std) * noise
 
 
 class EnsembleDynamics:
-    """``members`` models ``NAME.i``; observation ``[B, D]`` and action ``[B, A]``, or ``[B]`` int64, which become one-hot."""
+    """``members`` models ``NAME.i`` of observation ``[B, D]`` and action ``[B, A]``; discrete actions, int64 ``[B]``, become one-hot."""
 
     def __init__(
         self, name: str, members: int, observation_size: int, action_size: int, encoder: Encoder, *, discrete: bool = False
@@ -63,7 +66,7 @@ class EnsembleDynamics:
         return params
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor) -> Prediction:
-        """What every member predicts."""
+        """Return every member's prediction."""
         params = _normalised(params, f"{self.name}.")
         if self._choices:
             action = F.one_hot(action, self._choices).to(observation.dtype)
@@ -84,7 +87,7 @@ def _is_normalised(name: str, value: Tensor) -> bool:
 
 
 def _normalised(params: Params, prefix: str) -> Params:
-    """The parameters with spectrally normalised weights; in training the directions take a step towards the largest singular vector."""
+    """Return the parameters with spectrally normalised weights; in training, advance the power iteration by one step."""
     context, changed = context_of(params), {}
     for name, weight in params.items():
         if not name.startswith(prefix) or f"{name}.running_direction" not in params:

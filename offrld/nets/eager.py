@@ -1,4 +1,4 @@
-"""Detect plain eager code on the CPU, which may use faster operations of our own; all other code uses torch's operations."""
+"""Detect plain eager code on the CPU, which may use this project's faster operations; all other code uses torch's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def eager(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary CPU tensor and no transformation of torch (compile, vmap, trace, export) is active."""
+    """Return whether ``x`` is an ordinary CPU tensor and no torch transformation (compile, vmap, trace, export) is active."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor

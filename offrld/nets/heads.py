@@ -1,4 +1,4 @@
-"""A network as most are: an encoder with one linear layer on its features."""
+"""The usual form of a network: an encoder with one linear layer on its features."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from offrld.nets.linear import Linear, layers
 class EncodedLinear:
     """An encoder (``NAME.encoder``) with a linear layer on top (``NAME.head``): observation ``[B, ...]`` to ``[B, outputs]``.
 
-    With ``action_size`` it takes an action too, ``[B, A]`` or ``[K, B, A]``, which gives ``[K, B, outputs]``. An encoder that belongs to
-    another network may be given as ``shared``: its parameters are then read, and not made here.
+    With ``action_size`` it also takes an action ``[B, A]``, or actions ``[K, B, A]`` to ``[K, B, outputs]``. ``shared`` is an encoder of
+    another network to use; that network creates its parameters.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class EncodedLinear:
 
 
 def headed(params: Params, encoder: Network, head: Linear, observation: Observation, action: Tensor | None = None) -> Tensor:
-    """``head`` on the encoder's features; one operation where the encoder is nothing but linear layers with relu."""
+    """Apply ``head`` to the encoder's features, as one operation if the encoder consists only of linear layers with relu."""
     if isinstance(encoder, VectorEncoder) and encoder.plain and isinstance(observation, Tensor):
         parts = (observation,) if action is None else (observation, action)
         return layers(parts, [layer.pair(params) for layer in (*encoder.plain, head)])

@@ -1,5 +1,4 @@
-"""Fully connected layers: the one linear operation of all networks, several of them as one, and the layer that draws its parameters as
-torch does."""
+"""Fully connected layers: the linear operation of all networks, chains of it as one operation, and initialisation."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ _ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("offrl_onednn", d
 
 @contextlib.contextmanager
 def products(*, through_onednn: bool) -> Iterator[None]:
-    """Within it, linear layers multiply by oneDNN wherever `onednn.gains`; outside, and otherwise, by torch's own operation."""
+    """Make linear layers within the context multiply through oneDNN if `onednn.gains`; otherwise they use torch's operation."""
     token = _ONEDNN.set(through_onednn)
     try:
         yield
@@ -30,7 +29,7 @@ def products(*, through_onednn: bool) -> Iterator[None]:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``; with ``relu`` what is left of it above 0."""
+    """Return ``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``, after relu if ``relu``: ``[..., O]``."""
     plain = eager(x)
     if plain and _fused(x):
         return stack.stack(None, x, ((weight, bias),), relu=relu, through_onednn=_ONEDNN.get())
@@ -39,17 +38,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 
 def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool = False) -> Tensor:
-    """``parts`` joined along their last axis, whose other axes broadcast, through linear layers with relu after each but the last.
+    """Pass ``parts``, concatenated along their last axis, through linear layers with relu after each but the last.
 
-    Where the parts' leading axes differ, each is multiplied at its own size and the products are added: an observation ``[B, D]`` beside
-    actions ``[K, B, A]`` is multiplied once, not ``K`` times.
+    The parts' leading axes broadcast. If they differ, each part is multiplied at its own size and the products are added: an observation
+    ``[B, D]`` with actions ``[K, B, A]`` is multiplied once, not ``K`` times.
 
     Args:
         pairs: weight ``[O, I]`` and bias ``[O]`` of each layer.
-        relu: after the last one too.
+        relu: apply relu after the last layer too.
     """
-    if eager(parts[-1]) and _fused(parts[-1]) and (found := _shared_and_own(parts)) is not None:
-        return stack.stack(*found, pairs, relu=relu, through_onednn=_ONEDNN.get())
+    if eager(parts[-1]) and _fused(parts[-1]) and (inputs := _shared_and_own(parts)) is not None:
+        return stack.stack(*inputs, pairs, relu=relu, through_onednn=_ONEDNN.get())
     (weight, bias), *others = pairs
     x = _joined(parts, weight, bias)
     for weight, bias in others:
@@ -58,15 +57,15 @@ def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool =
 
 
 def _fused(x: Tensor) -> bool:
-    """Whether layers on ``x [..., I]`` of eager code go through `stack`: for oneDNN's product, or for its blocks. Else it gains nothing.
+    """Return whether `stack` is worth its cost for layers on ``x [..., I]``: for oneDNN's product, or for processing in blocks.
 
-    Only eager code may ask: Dynamo would keep a guard on the context variable.
+    Call it only from eager code: Dynamo would add a guard on the context variable.
     """
     return _ONEDNN.get() or x.numel() > 2 * stack.ROWS * x.shape[-1]
 
 
 def _shared_and_own(parts: Sequence[Tensor]) -> tuple[Tensor | None, Tensor] | None:
-    """The parts as `stack.stack` takes them, where they come in its order."""
+    """Return the parts as the arguments of `stack.stack`; None if they are not in its order."""
     leading = parts[-1].shape[:-1]
     count = sum(part.shape[:-1] != leading for part in parts)
     shared, own = parts[:count], parts[count:]
@@ -80,7 +79,7 @@ def _cat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One linear layer of the parts."""
+    """Apply one linear layer to the concatenated parts."""
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
         return linear(_cat(parts), weight, bias)
     first, *others = parts
@@ -94,18 +93,18 @@ def _joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Ten
 
 
 def uniform_init(shapes: dict[str, tuple[int, ...]], fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """Torch's own default for linear and convolution layers: uniform within 1/sqrt(fan-in), weights and biases alike."""
+    """Initialise as torch does for linear and convolution layers: weights and biases uniform within +-1/sqrt(fan-in)."""
     bound = 1.0 / math.sqrt(fan_in)
     params: Params = {}
     for name, shape in shapes.items():
-        # Drawn in float64, so that a float32 and a float64 run start from the same numbers.
+        # Draw in float64, so that float32 and float64 runs start from the same numbers.
         values = torch.rand(shape, generator=generator, dtype=torch.float64) * (2 * bound) - bound
         params[name] = values.to(dtype)
     return params
 
 
 def xavier_init(name: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """``NAME.weight [O, I, ...]`` uniform within sqrt(6 / (fan-in + fan-out)) (Glorot & Bengio 2010), ``NAME.bias [O]`` zero."""
+    """Initialise ``NAME.weight [O, I, ...]`` uniform within +-sqrt(6 / (fan-in + fan-out)) (Glorot & Bengio 2010), ``NAME.bias`` zero."""
     field = math.prod(shape[2:])
     bound = math.sqrt(6.0 / ((shape[0] + shape[1]) * field))
     weight = torch.rand(shape, generator=generator, dtype=torch.float64) * (2 * bound) - bound
@@ -113,10 +112,10 @@ def xavier_init(name: str, shape: tuple[int, ...], generator: torch.Generator, d
 
 
 def orthogonal_init(name: str, shape: tuple[int, ...], gain: float, generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """``NAME.weight [O, I]`` with orthonormal rows or columns (Saxe et al. 2014) times ``gain``, ``NAME.bias`` zero."""
+    """Initialise ``NAME.weight [O, I]`` with orthonormal rows or columns (Saxe et al. 2014) times ``gain``, ``NAME.bias`` zero."""
     rows, columns = max(shape), min(shape)
     basis, triangle = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
-    basis = basis * triangle.diagonal().sign()  # makes it uniform over all such matrices
+    basis = basis * triangle.diagonal().sign()  # makes the distribution uniform over all such matrices
     weight = gain * (basis if shape[0] >= shape[1] else basis.T)
     return {f"{name}.weight": weight.to(dtype).contiguous(), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
 
@@ -133,9 +132,9 @@ class Linear:
         return uniform_init(shapes, max(self.inputs, 1), generator, dtype)
 
     def pair(self, params: Params) -> stack.Pair:
-        """Its weight and bias."""
+        """Return the layer's weight and bias."""
         return params[self._weight], params[self._bias]
 
     def __call__(self, params: Params, *parts: Tensor, relu: bool = False) -> Tensor:
-        """``parts [..., I_i]`` joined to ``[..., O]`` (see `layers`); with ``relu`` what is left of it above 0."""
+        """Apply the layer to the concatenation of ``parts [..., I_i]``, with relu if ``relu``: ``[..., O]`` (see `layers`)."""
         return layers(parts, (self.pair(params),), relu=relu)

@@ -1,11 +1,11 @@
-"""The matrix product through oneDNN, which on some processors runs float32 products at twice the speed of torch's default library.
+"""The matrix product through oneDNN, which on some processors computes float32 products twice as fast as torch's default library.
 
-On one AMD EPYC with AVX-512, one thread, 256x256 by 256x256: 145 us against 303 us forward, 140 against 301 and 168 against 317 for the
-two products of the backward pass. On another (family 25, model 17, the fourth generation) the two are alike: 316 against 333, 310 against
-330, 352 against 335. The operation is private to torch, so it is used only where `faster` has seen it present, right and faster.
+Measured with one thread, 256x256 by 256x256. One AMD EPYC with AVX-512: 145 us against torch's 303 us forward, 140 against 301 and 168
+against 317 for the two products of the backward pass. Another (family 25, model 17, the fourth generation): about equal, 316 against 333,
+310 against 330, 352 against 335. The operation is private to torch, so it is used only if `faster` finds it present, correct and faster.
 
-Two libraries that are about as fast would be chosen by chance, and the choice decides last bits. So the first answer is kept in a file, for
-this processor and these versions, and later runs use it.
+If both are about as fast, the probe's choice would be random, and the choice determines the last bits of results. So the first answer is
+saved in a file, per processor and versions, and later runs use it.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from torch.nn import functional as F
 
 from offrl_store.disk import read_small, write_atomic, write_new
 
-WORTH = 1 << 20  # multiplications below which a call costs more than it gains
-NARROW = 16  # outputs below which torch's own products are the faster
-GAIN = 0.9  # of torch's time that the probe must not exceed
-TOLERANCE = 1e-4  # of the probe, relative to the largest element
+WORTH = 1 << 20  # with fewer multiplications, a call costs more than it gains
+NARROW = 16  # with fewer outputs, torch's own products are faster
+GAIN = 0.9  # the probe's time limit, as a fraction of torch's time
+TOLERANCE = 1e-4  # the probe's error limit, relative to the largest element
 _SIZE = 256  # rows, inputs and outputs of the probe
 _REPEATS = 15
-_MOST_BYTES = 4096  # of a file with an answer
+_MOST_BYTES = 4096  # size limit of a saved answer
 
 
 def gains(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product of ``x [R, I]`` and ``weight [O, I]`` may go through oneDNN and is large enough to gain by it."""
+    """Return whether the product of ``x [R, I]`` and ``weight [O, I]`` can go through oneDNN and is large enough to benefit."""
     outputs, inputs = weight.shape
     return x.dtype is torch.float32 and weight.dtype is torch.float32 and x.numel() * outputs >= WORTH and outputs >= NARROW and inputs > 1
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x [R, I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``; without gradient.
+    """Return ``x [R, I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``; without gradient.
 
-    Transposed operands are handed over as they lie: copying them straight would cost 25 us more for 256 x 256.
+    Transposed operands are passed as views: a contiguous copy would cost 25 us for 256 x 256.
     """
     return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
 
 
 @functools.lru_cache(maxsize=1)
 def present() -> bool:
-    """Whether this build of torch has the operation, and it takes the arguments that are used here."""
+    """Return whether this build of torch has the operation with the arguments used here."""
     matrix = torch.ones(NARROW, NARROW)
     try:
         product(matrix, matrix)
@@ -59,14 +59,14 @@ def present() -> bool:
 
 
 def faster(threads: int, folder: Path | None = None) -> tuple[bool, str]:
-    """Whether oneDNN is present, right and faster on this processor with this number of threads, and the evidence.
+    """Return whether oneDNN is present, correct and faster on this processor with this number of threads, and the evidence.
 
     Args:
-        folder: where the answer is kept between runs; None: the user's cache (``$XDG_CACHE_HOME/offrld``). A folder that cannot be
-            written keeps nothing, and neither does a user without a home.
+        folder: folder that stores the answer between runs; None: the user's cache (``$XDG_CACHE_HOME/offrld``). Without a home or a
+            writable folder, nothing is stored.
     """
     if not present():
-        return False, "a torch without oneDNN's product"
+        return False, "a build of torch without oneDNN's product"
     folder = user_cache() if folder is None else folder
     if folder is None:
         return _probe(threads)
@@ -76,16 +76,16 @@ def faster(threads: int, folder: Path | None = None) -> tuple[bool, str]:
 
 
 def user_cache() -> Path | None:
-    """The folder for what this user's processes keep between runs; None for a user without a home."""
+    """Return the folder in which this user's processes store data between runs; None for a user without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrld"
-    except RuntimeError:  # no HOME, and no entry in the list of users
+    except RuntimeError:  # no HOME and no entry in the user database
         return None
 
 
 @functools.lru_cache(maxsize=1)
 def _processor() -> str:
-    """Model and instruction sets."""
+    """Describe the processor: model and instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -94,14 +94,14 @@ def _processor() -> str:
 
 
 def _circumstances(threads: int) -> str:
-    """Everything that the times depend on, as part of a file's name."""
+    """Hash everything that the times depend on, for use in a file name."""
     variables = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")]
     parts = [torch.__version__, str(threads), *variables, *sorted(_processor().splitlines())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _saved(path: Path) -> tuple[bool, str] | None:
-    """The answer in the file; None if there is no such file, or it holds anything but an answer of this module."""
+    """Read the saved answer; None if the file does not exist or is not a valid answer."""
     try:
         answer = json.loads(read_small(path, _MOST_BYTES))
         faster, seen = answer["faster"], answer["seen"]
@@ -111,7 +111,7 @@ def _saved(path: Path) -> tuple[bool, str] | None:
 
 
 def _save(path: Path, answer: tuple[bool, str]) -> tuple[bool, str]:
-    """Write the answer, unless another process was first, whose answer then counts."""
+    """Save the answer and return it; if another process saved one first, return that."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"faster": answer[0], "seen": answer[1]}).encode()
@@ -121,14 +121,14 @@ def _save(path: Path, answer: tuple[bool, str]) -> tuple[bool, str]:
             if (first := _saved(path)) is not None:
                 return first
             write_atomic(path, text, shared=True)  # replaces an unreadable file
-    except OSError:  # a disk that is full or read-only: the answer holds for this process alone
+    except OSError:  # a full or read-only disk: only this process uses the answer
         pass
     return answer
 
 
 @functools.lru_cache(maxsize=8)
 def _probe(threads: int) -> tuple[bool, str]:
-    """Measure both for about 30 ms, with the ``threads`` that torch has now."""
+    """Measure both libraries for about 30 ms. ``threads``, torch's current number, only keys the cache."""
     generator = torch.Generator().manual_seed(0)
     shape = (_SIZE, _SIZE)
     x, weight, grad = (torch.randn(shape, generator=generator) for _ in range(3))
@@ -139,18 +139,18 @@ def _probe(threads: int) -> tuple[bool, str]:
         pairs = [(one(), other()) for one, other in zip(theirs, ours, strict=True)]
         if not all((one - other).abs().max() <= TOLERANCE * one.abs().max() for one, other in pairs):
             return False, "a difference between oneDNN's product and torch's"
-        times = [(_seconds(theirs), _seconds(ours)) for _ in range(_REPEATS)]  # taking turns; the least is what the processor can do
-    torchs, onednns = (min(column) * 1e6 for column in zip(*times, strict=True))
-    return onednns <= GAIN * torchs, f"{onednns:.0f} us by oneDNN, {torchs:.0f} us by torch"
+        times = [(_seconds(theirs), _seconds(ours)) for _ in range(_REPEATS)]  # alternating; the minimum excludes interruptions
+    torch_us, onednn_us = (min(column) * 1e6 for column in zip(*times, strict=True))
+    return onednn_us <= GAIN * torch_us, f"{onednn_us:.0f} us with oneDNN, {torch_us:.0f} us with torch"
 
 
 def offered() -> tuple[str, ...]:
-    """The linear products that this build of torch offers on this processor, as OFFRL_LINEAR names them."""
+    """List the values of OFFRL_LINEAR, the linear products, that this build of torch supports on this processor."""
     return ("torch", "onednn") if present() else ("torch",)
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """The matrix without gaps: columns cut out of a wider one would go through a reference kernel, some 100 times slower."""
+    """Return the matrix without gaps: column slices of a wider matrix would use a reference kernel, some 100 times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 

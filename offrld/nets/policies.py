@@ -1,4 +1,4 @@
-"""Policies over continuous actions in [-1, 1] and over discrete actions. Every method takes the parameters that it computes with."""
+"""Policies over continuous actions in [-1, 1] and over discrete actions. Callers pass the parameters to every method."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class DeterministicPolicy(_Policy):
 
 
 class ResidualPolicy(_Policy):
-    """``clip(a + scale tanh(W h(s, a)), -1, 1)``: a small correction of given actions (BCQ's perturbation, Fujimoto et al. 2018)."""
+    """``clip(a + scale tanh(W h(s, a)), -1, 1)``: a small correction of actions (BCQ's perturbation, Fujimoto et al. 2018)."""
 
     def __init__(self, name: str, view: View, action_size: int, encoder: Encoder, *, scale: float) -> None:
         super().__init__(name, view, action_size, encoder, action_size=action_size)
         self._scale = scale
 
     def __call__(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
-        """Actions of the shape of ``action``, ``[B, A]`` or ``[K, B, A]``."""
+        """Return corrected actions of the shape of ``action``, ``[B, A]`` or ``[K, B, A]``."""
         return (action + self._scale * torch.tanh(self._net(params, observation, action))).clamp(-1.0, 1.0)
 
 
 class NormalPolicy(_Policy):
     """A plain normal policy ``N(tanh(W h(s)), sigma)``.
 
-    With ``free_std`` the log deviation is one parameter per action dimension, squashed into ``log_std_range`` by a sigmoid that
-    starts in its middle; else it is a second half of the head, clamped to the range.
+    With ``free_std`` the log standard deviation is one parameter per action dimension; a sigmoid maps it into ``log_std_range``, and it
+    starts in the middle. Otherwise it is the second half of the head's output, clamped to the range.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class NormalPolicy(_Policy):
         return Normal(torch.tanh(mean), log_std.clamp(self._low, self._high))
 
     def sample(self, params: Params, observation: Observation, noise: Tensor) -> Tensor:
-        """The actions that standard normal ``noise [..., B, A]`` gives, clipped to [-1, 1]."""
+        """Return actions from standard normal ``noise [..., B, A]``, clipped to [-1, 1]."""
         return self.distribution(params, observation).sample(noise).clamp(-1.0, 1.0)
 
     def __call__(self, params: Params, observation: Observation) -> Tensor:
-        """The greedy action, the mean: ``[B, A]``."""
+        """Return the greedy action, which is the mean: ``[B, A]``."""
         return self.distribution(params, observation).mean
 
 
 class SquashedNormalPolicy(_Policy):
-    """``tanh(N(mu(s), sigma(s)))``, the policy of SAC; the log deviation is clamped to ``log_std_range``."""
+    """``tanh(N(mu(s), sigma(s)))``, the policy of SAC; the log standard deviation is clamped to ``log_std_range``."""
 
     def __init__(
         self, name: str, view: View, action_size: int, encoder: Encoder, *, log_std_range: tuple[float, float] = (-20.0, 2.0)
@@ -100,26 +100,26 @@ class SquashedNormalPolicy(_Policy):
         return SquashedNormal(mean, log_std.clamp(self._low, self._high))
 
     def sample(self, params: Params, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The actions that standard normal ``noise`` ``[B, A]`` or ``[K, B, A]`` gives, and their log densities ``[B]`` or ``[K, B]``."""
+        """Return actions from standard normal ``noise``, ``[B, A]`` or ``[K, B, A]``, and their log densities, ``[B]`` or ``[K, B]``."""
         return self.distribution(params, observation).sample(noise)
 
     def unsquashed(self, params: Params, observation: Observation, noise: Tensor) -> Tensor:
-        """The samples before the tanh, of the shape of ``noise``."""
+        """Return samples before the tanh, of the shape of ``noise``."""
         return self.distribution(params, observation).unsquashed(noise)
 
     def log_prob_of(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
-        """Log density of given actions ``[B, A]`` or ``[K, B, A]``."""
+        """Return the log density of actions ``[B, A]`` or ``[K, B, A]``."""
         return self.distribution(params, observation).log_prob(action)
 
     def __call__(self, params: Params, observation: Observation) -> Tensor:
-        """The greedy action ``tanh(mu)``: ``[B, A]``."""
+        """Return the greedy action ``tanh(mu)``, ``[B, A]``."""
         return self.distribution(params, observation).mode
 
 
 class CategoricalPolicy(_Policy):
-    """``softmax(W h(s))`` over ``n`` discrete actions; gives the logits ``[B, n]``.
+    """``softmax(W h(s))`` over ``n`` discrete actions; a call returns the logits ``[B, n]``.
 
-    ``shared``: another network's encoder to use (say ``critics.encoders[0]``), whose parameters stay that network's.
+    ``shared``: an encoder of another network to use (say ``critics.encoders[0]``); that network creates its parameters.
     """
 
     def __init__(self, name: str, view: View, actions: int, encoder: Encoder, *, shared: Network | None = None) -> None:
@@ -129,5 +129,5 @@ class CategoricalPolicy(_Policy):
         return self._net(params, observation)  # [B, n]
 
     def log_prob(self, params: Params, observation: Observation) -> Tensor:
-        """Log probabilities of every action, ``[B, n]``."""
+        """Return the log probability of every action, ``[B, n]``."""
         return F.log_softmax(self(params, observation), dim=-1)

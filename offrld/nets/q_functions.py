@@ -1,7 +1,7 @@
 """Q functions in ensembles, and the state-value function.
 
-Members are separate networks, not one batched product: on the CPU separate products of this size are faster. `offrld.nets.q_kinds` has the
-kinds of Q functions, distributional or not.
+Members are separate networks, not one batched product: on the CPU, separate products of this size are faster. `offrld.nets.q_kinds` defines
+the kinds of Q functions, distributional or not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from offrld.nets.values import Reduction, Values
 
 
 class _Ensemble:
-    """``members`` Q functions ``NAME.i``; the part that continuous and discrete actions share.
+    """``members`` Q functions ``NAME.i``: the code that continuous and discrete actions share.
 
-    ``encoders`` holds the encoder of each member; with ``share_encoder`` all members have the same one.
+    ``encoders`` holds each member's encoder; with ``share_encoder`` it is the same one for all.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class _Ensemble:
         return self._encoders.init(generator, dtype) | self._kind.init(generator, dtype)
 
     def _values(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> Values:
-        """The values of some members."""
+        """Return the values of the selected members."""
         vectors = isinstance(self.encoders[0], VectorEncoder)
         if vectors and action is not None and isinstance(observation, Tensor) and observation.shape[:-1] == action.shape[:-1]:
             observation, action = torch.cat([observation, action], dim=-1), None  # joined once, not once per member
@@ -51,20 +51,20 @@ class Critics(_Ensemble):
         super().__init__(name, members, view, encoder, q_function, action_size=action_size, actions=None)
 
     def values(self, params: Params, observation: Observation, action: Tensor, *, members: int | None = None) -> Values:
-        """At observation ``[B, ...]`` and action ``[B, A]`` or ``[K, B, A]``; of the first ``members`` only, when given."""
+        """Return the values at observation ``[B, ...]`` and action ``[B, A]`` or ``[K, B, A]``; ``members``: of the first ones only."""
         return self._values(params, observation, action, slice(members))
 
     def __call__(self, params: Params, observation: Observation, action: Tensor, *, members: int | None = None) -> Tensor:
-        """Expected values, ``[N, B]`` or ``[N, K, B]``."""
+        """Return expected values, ``[N, B]`` or ``[N, K, B]``."""
         return self.values(params, observation, action, members=members).mean
 
     def target(self, params: Params, observation: Observation, action: Tensor, reduction: Reduction = "min", lam: float = 0.75) -> Tensor:
-        """Values for a Bellman target, ``[B, M]`` or ``[K, B, M]``, without gradient: the ensemble reduced by `Values.reduce`."""
+        """Return values for a Bellman target, ``[B, M]`` or ``[K, B, M]``, without gradient; `Values.reduce` reduces the ensemble."""
         with torch.no_grad():
             return self.values(params, observation, action).reduce(reduction, lam)
 
     def action_gradients(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
-        """``dQ_i(s, a)/da`` of each member, ``[N, B, A]``, itself differentiable with respect to ``params``."""
+        """Return ``dQ_i(s, a)/da`` of each member, ``[N, B, A]``; differentiable with respect to ``params``."""
 
         def total(actions: Tensor) -> Tensor:
             sums = [self._values(params, observation, a, slice(i, i + 1)).mean.sum() for i, a in enumerate(actions.unbind(0))]
@@ -80,17 +80,17 @@ class DiscreteCritics(_Ensemble):
         super().__init__(name, members, view, encoder, q_function, action_size=0, actions=actions)
 
     def values(self, params: Params, observation: Observation, *, members: int | None = None) -> Values:
-        """Of every action; of the first ``members`` only, when given."""
+        """Return the values of every action; ``members``: of the first ones only."""
         return self._values(params, observation, None, slice(members))
 
     def __call__(self, params: Params, observation: Observation, *, members: int | None = None) -> Tensor:
-        """Expected values of every action, ``[N, B, n]``."""
+        """Return the expected values of every action, ``[N, B, n]``."""
         return self.values(params, observation, members=members).mean
 
     def target(
         self, params: Params, observation: Observation, action: Tensor | None, reduction: Reduction = "min", lam: float = 0.75
     ) -> Tensor:
-        """Values for a Bellman target without gradient: of actions ``[B]`` ``[B, M]``, or of every action ``[B, n, M]``."""
+        """Return values for a Bellman target, without gradient: ``[B, M]`` of actions ``[B]``, or ``[B, n, M]`` of every action."""
         with torch.no_grad():
             values = self.values(params, observation)
             return (values if action is None else values.taken(action)).reduce(reduction, lam)

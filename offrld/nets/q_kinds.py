@@ -1,4 +1,4 @@
-"""The kinds of Q functions, one class each: the layers that an ensemble puts on its encoders' features, and the values they give.
+"""The kinds of Q functions, one class each: the layers that an ensemble puts on its encoders' features, and their values.
 
 Shapes: N members, ``...`` the batch ``B`` (or candidates and batch ``K, B``), n discrete actions, M quantiles, F features.
 """
@@ -24,7 +24,7 @@ from offrld.nets.values import Means, PackageNumbers, Proposal, ProposedQuantile
 
 
 class Encoders:
-    """The encoders of the members of an ensemble: ``NAME.i.encoder`` each, or with ``shared`` one ``NAME.encoder`` for all."""
+    """The encoders of an ensemble's members: one ``NAME.i.encoder`` per member, or with ``shared`` one ``NAME.encoder`` for all."""
 
     def __init__(self, name: str, members: int, view: View, encoder: Encoder, action_size: int, *, shared: bool) -> None:
         self._prefix, self._shared = f"{name}.encoder.", shared
@@ -41,7 +41,7 @@ class Encoders:
         return params
 
     def features(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> list[Tensor]:
-        """Features ``[..., F]`` for each of some members."""
+        """Return features ``[..., F]`` for each of the selected members."""
         if not self._shared:
             return [encoder(params, observation, action) for encoder in self.each[members]]
         if len(self.each) > 1 and torch.is_grad_enabled():
@@ -49,7 +49,7 @@ class Encoders:
         return [self.each[0](params, observation, action)] * len(self.each[members])
 
     def headed(self, params: Params, heads: list[Linear], observation: Observation, action: Tensor | None, members: slice) -> Tensor:
-        """The outputs of each member's head on its features, ``[N, ..., outputs]``."""
+        """Return the output of each member's head on its features, ``[N, ..., outputs]``."""
         if self._shared:
             features = self.features(params, observation, action, members)
             return _stack([head(params, h) for head, h in zip(heads, features, strict=True)])
@@ -61,9 +61,9 @@ class Kind(ABC):
     """How the members of an ensemble represent values.
 
     Args:
-        name: of the ensemble; the layers of member i are ``NAME.i.LAYER``.
-        features: size of the features of each member's encoder.
-        actions: number of discrete actions, which a member values all at once; None: it values the continuous action that it is given.
+        name: name of the ensemble; the layers of member i are ``NAME.i.LAYER``.
+        features: feature size of each member's encoder.
+        actions: number of discrete actions, all of which a member evaluates at once; None: the continuous action is an input.
     """
 
     def __init__(self, name: str, q: QFunction, features: Sequence[int], actions: int | None) -> None:
@@ -72,11 +72,11 @@ class Kind(ABC):
 
     @abstractmethod
     def layers(self, name: str, features: int) -> tuple[Linear, ...]:
-        """The layers of one member, the head first; they draw their parameters in this order."""
+        """Build the layers of one member, the head first; they draw their parameters in this order."""
 
     @abstractmethod
     def values(self, params: Params, encoders: Encoders, observation: Observation, action: Tensor | None, members: slice) -> Values:
-        """The values of some members."""
+        """Return the values of the selected members."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         params: Params = {}
@@ -85,17 +85,17 @@ class Kind(ABC):
         return params
 
     def _head(self, name: str, features: int, numbers: int) -> Linear:
-        """A layer that gives ``numbers`` for the action, or for each discrete action."""
+        """Build a layer with ``numbers`` outputs, per discrete action if actions are discrete."""
         return Linear(f"{name}.head", features, numbers * (self.actions or 1))
 
     def _numbers(self, params: Params, encoders: Encoders, observation: Observation, action: Tensor | None, members: slice) -> Tensor:
-        """What the heads give: ``[N, ..., (n,) M]``."""
+        """Return the outputs of the heads: ``[N, ..., (n,) M]``."""
         outputs = encoders.headed(params, [head for head, *_ in self.members[members]], observation, action, members)
         return outputs if self.actions is None else outputs.unflatten(-1, (self.actions, -1))
 
 
 class MeanKind(Kind):
-    """A number: the mean of the returns. Errors are squared for continuous actions and Huber's for discrete ones, as in the papers."""
+    """One number, the mean of the returns. As in the papers, errors are squared for continuous actions and Huber for discrete ones."""
 
     def layers(self, name: str, features: int) -> tuple[Linear, ...]:
         return (self._head(name, features, 1),)
@@ -106,7 +106,7 @@ class MeanKind(Kind):
 
 
 class QuantileKind(Kind):
-    """Quantiles at fixed fractions, the middles of M equal parts (Dabney et al. 2017, QR-DQN)."""
+    """Quantiles at fixed fractions, the midpoints of M equal intervals (Dabney et al. 2017, QR-DQN)."""
 
     def layers(self, name: str, features: int) -> tuple[Linear, ...]:
         return (self._head(name, features, self.q.quantiles),)
@@ -131,9 +131,9 @@ class PackageKind(Kind):
 
 
 class ImplicitQuantileKind(Kind):
-    """Quantiles at fractions that are inputs (Dabney et al. 2018, IQN): random ones in a loss, evenly spaced ones to act by.
+    """Quantiles at fractions that are inputs (Dabney et al. 2018, IQN): random in a loss, evenly spaced for acting.
 
-    ``NAME.i.embedding`` maps the cosines of a fraction to the size of the features, which it multiplies.
+    ``NAME.i.embedding`` maps a fraction's cosines to a vector that multiplies the features.
     """
 
     def layers(self, name: str, features: int) -> tuple[Linear, ...]:
@@ -144,23 +144,23 @@ class ImplicitQuantileKind(Kind):
         h, context = features[0], context_of(params)
         if context is None:
             fractions = torch.linspace(0.0, 1.0, self.q.n_greedy_quantiles, dtype=h.dtype, device=h.device)  # [M]
-            of_members = [fractions] * len(features)
+            per_member = [fractions] * len(features)
         else:
             shape = (len(features), *h.shape[:-1], self.q.quantiles)
             fractions = context.uniform(f"{self.name}.fractions", shape, h)  # [N, ..., M]
-            of_members = list(fractions.unbind(0))
-        quantiles = self._curves(params, members, features, of_members)
+            per_member = list(fractions.unbind(0))
+        quantiles = self._curves(params, members, features, per_member)
         return Quantiles(quantiles.mean(-1), quantiles, fractions)
 
     def _curves(self, params: Params, members: slice, features: list[Tensor], fractions: list[Tensor]) -> Tensor:
-        """The quantile functions of the members at fractions ``[M]`` or ``[..., M]``: ``[N, ..., (n,) M]``."""
+        """Evaluate the members' quantile functions at fractions ``[M]`` or ``[..., M]``: ``[N, ..., (n,) M]``."""
         layers = zip(self.members[members], features, fractions, strict=True)
         curves = _stack([_curve(params, head, embedding, h, tau) for (head, embedding, *_), h, tau in layers])  # [N, ..., M, outputs]
         return curves.squeeze(-1) if self.actions is None else curves.transpose(-1, -2)
 
 
 class ProposedQuantileKind(ImplicitQuantileKind):
-    """Quantiles at fractions that a second net, ``NAME.i.proposal``, proposes (Yang et al. 2019, FQF)."""
+    """Quantiles at fractions that a second network, ``NAME.i.proposal``, proposes (Yang et al. 2019, FQF)."""
 
     def layers(self, name: str, features: int) -> tuple[Linear, ...]:
         return (*super().layers(name, features), Linear(f"{name}.proposal", features, self.q.quantiles))
@@ -188,12 +188,12 @@ KINDS: dict[str, type[Kind]] = {"mean": MeanKind, "qr": QuantileKind, "iqn": Imp
 
 
 def kind_of(q: QFunction) -> type[Kind]:
-    """The class of a Q function's type."""
+    """Return the class that implements a Q function's type."""
     return KINDS.get(q.type, PackageKind)
 
 
 def _curve(params: Params, head: Linear, embedding: Linear, features: Tensor, fractions: Tensor) -> Tensor:
-    """The quantile function at fractions ``[M]`` or ``[..., M]``, of features ``[..., F]``: ``[..., M, outputs]``."""
+    """Evaluate the quantile function of features ``[..., F]`` at fractions ``[M]`` or ``[..., M]``: ``[..., M, outputs]``."""
     frequencies = math.pi * torch.arange(1, embedding.inputs + 1, dtype=features.dtype, device=features.device)
     cosines = torch.cos(fractions.unsqueeze(-1) * frequencies)  # [..., M, E]
     embedded = torch.relu(embedding(params, cosines))  # [..., M, F]
@@ -201,11 +201,11 @@ def _curve(params: Params, head: Linear, embedding: Linear, features: Tensor, fr
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """The tensors along a new first axis; of one tensor a view."""
+    """Stack the tensors along a new first axis; a single tensor gives a view."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _gradient_divided(params: Params, prefix: str, by: int) -> Params:
-    """The parameters under ``prefix``, the same in value, with their gradient divided; the gradient of inputs passes unchanged."""
-    chosen = {name: value for name, value in params.items() if name.startswith(prefix) and ".running_" not in name}
-    return {name: value.detach() + (value - value.detach()) / by for name, value in chosen.items()}
+    """Return the parameters under ``prefix`` with equal values but their gradient divided; gradients of inputs stay whole."""
+    selected = {name: value for name, value in params.items() if name.startswith(prefix) and ".running_" not in name}
+    return {name: value.detach() + (value - value.detach()) / by for name, value in selected.items()}

@@ -1,4 +1,4 @@
-"""A learned positive number, such as a temperature or a dual variable, and `Zero`, its stand-in when the term is switched off."""
+"""A learned positive number, such as a temperature or a dual variable, and `Zero`, which replaces it when the term is disabled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offrld.nets.linear import Params
 
 
 class PositiveScalar:
-    """``exp(p)`` with the one parameter ``NAME.log``, a 0-d tensor that starts at ``log(initial)``; ``limits``: of the logarithm."""
+    """``exp(p)`` with one parameter p, ``NAME.log``: a 0-d tensor that starts at ``log(initial)`` and stays within ``limits``."""
 
     def __init__(self, name: str, initial: float, limits: tuple[float, float] | None = None) -> None:
         self.name, self._initial, self._limits = name, initial, limits
@@ -21,13 +21,13 @@ class PositiveScalar:
         return {f"{self.name}.log": torch.tensor(math.log(self._initial), dtype=dtype)}
 
     def log(self, params: Params) -> Tensor:
-        """The logarithm: the parameter that is learned."""
+        """Return the logarithm, which is the learned parameter."""
         return params[f"{self.name}.log"]
 
     def project(self, params: Params) -> Tensor:
-        """Put the logarithm back within its limits. A later step's loss calls it, because this number's own step may leave them.
+        """Clip the logarithm to its limits. A later step's loss calls this, because the number's own step may leave the limits.
 
-        Returns the number within its limits, without gradient: the parameter itself changes only after that step.
+        Return the number within its limits, without gradient; the parameter itself changes after that later step.
         """
         log = self.log(params).detach()
         if self._limits is not None:
@@ -42,7 +42,7 @@ class PositiveScalar:
 
 
 class Zero:
-    """The weight 0 of a term that is switched off; it has no parameters."""
+    """The weight 0 of a disabled term; it has no parameters."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return {}

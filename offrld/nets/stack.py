@@ -1,12 +1,12 @@
-"""Linear layers with relu between them as one operation with one backward pass; many rows are done block by block.
+"""Linear layers with relu between them as one operation with one backward pass; many rows are processed in blocks.
 
-It saves memory traffic and kernels: the penalty of CQL, 7,680 rows through 256 x 256, streams 8 MB through every kernel when its layers
-run one by one, and relu takes 2,500 us for all rows; in blocks of 1,024 it takes 13 us a block, in place. Only the gradients that are
-needed are computed, and that of a weight with few inputs in the fast order (23 inputs, 256 rows: 50 us instead of 89). It is also the
-only place that knows oneDNN's product. For few rows and torch's product it gains nothing: its Python, 75 us for three layers, costs what it
-saves.
+It saves memory traffic and kernels. CQL's penalty sends 7,680 rows through 256 x 256: with separate layers, 8 MB stream through every
+kernel, and relu takes 2,500 us for all rows; in blocks of 1,024 rows, relu runs in place at 13 us per block. Only the needed gradients are
+computed, and the gradient of a weight with few inputs in the fast order (23 inputs, 256 rows: 50 us instead of 89). This is also the only
+module that uses oneDNN's product. For few rows with torch's product it gains nothing: its Python overhead, 75 us for three layers, costs
+what it saves.
 
-Only for plain eager code on the CPU (see `eager`): elsewhere the layers are torch's own.
+Only for plain eager code on the CPU (see `eager`); other code uses torch's layers.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from torch.nn import functional as F
 from offrld.nets import onednn
 from offrld.nets.aligned import aligned, linear
 
-ROWS = 1024  # of a block: its activations of 256 units are 1 MB, what the second cache holds
-FEW = 64  # inputs below which the gradient of a weight is taken as inputs x outputs and transposed
+ROWS = 1024  # rows per block: with 256 units its activations take 1 MB, which fits the second-level cache
+FEW = 64  # with fewer inputs, a weight's gradient is computed as inputs x outputs and transposed
 
 Pair = tuple[Tensor, Tensor | None]  # weight [O, I] and bias [O]
 
 
 def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: bool, through_onednn: bool = False) -> Tensor:
-    """``own [..., I]`` through the layers, with relu after each but the last; ``relu``: after the last too. ``[..., O]``.
+    """Pass ``own [..., I]`` through the layers, with relu after each but the last: ``[..., O]``. Twice differentiable.
 
     Args:
-        shared: a first part of every input, ``[B, J]`` beside ``own [K, B, I]``: its product is taken once, not ``K`` times.
-        through_onednn: multiply by oneDNN where that gains (see `onednn.gains`).
-
-    Differentiable, twice too.
+        shared: a first part of every input, ``[B, J]`` with ``own [K, B, I]``; it is multiplied once, not ``K`` times.
+        relu: apply relu after the last layer too.
+        through_onednn: multiply through oneDNN if that is faster (see `onednn.gains`).
     """
     params = [value for pair in layers for value in pair]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (shared, own, *params)):
@@ -54,12 +53,12 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shared, own, out, *params = ctx.saved_tensors
-        hidden, ctx.hidden = ctx.hidden, None  # each block's memory is free as soon as it is done with, and still in the cache
+        hidden, ctx.hidden = ctx.hidden, None  # so that each block's memory is freed after use, while it is still in the cache
         if hidden is None or torch.is_grad_enabled():  # the second time, or for a second derivative
-            wanted = [t for t, needed in zip((shared, own, *params), _without_options(ctx), strict=True) if needed]
-            gradients = torch.autograd.grad(_plain(shared, own, params, ctx.relu), wanted, grad, create_graph=torch.is_grad_enabled())
-            ahead = iter(gradients)
-            first, second, *others = (next(ahead) if needed else None for needed in _without_options(ctx))
+            inputs = [t for t, needed in zip((shared, own, *params), _without_options(ctx), strict=True) if needed]
+            gradients = torch.autograd.grad(_plain(shared, own, params, ctx.relu), inputs, grad, create_graph=torch.is_grad_enabled())
+            remaining = iter(gradients)
+            first, second, *others = (next(remaining) if needed else None for needed in _without_options(ctx))
             return first, second, None, None, *others
         first, second, *others = _gradients(shared, own, params, hidden, out, grad, _without_options(ctx), ctx.through)
         return first, second, None, None, *others
@@ -71,7 +70,7 @@ def _without_options(ctx: Any) -> tuple[bool, ...]:
 
 
 def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool) -> Tensor:
-    """Compute the same by torch's operations, with derivatives of any order."""
+    """Compute the same with torch's operations, which have derivatives of any order."""
     with torch.enable_grad():
         x = own if shared is None else torch.cat([shared.expand(*own.shape[:-1], -1), own], dim=-1)
         *inner, (weight, bias) = zip(_weights(params), params[1::2], strict=True)
@@ -85,7 +84,7 @@ def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], 
 def _evaluate(
     shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool, through: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
-    """The result, and for each block the outputs of all layers but the last."""
+    """Return the result, and for each block the outputs of all layers but the last."""
     weights, biases = _weights(params), list(params[1::2])
     base: Tensor | None = None
     outs: list[Tensor] = []
@@ -102,7 +101,7 @@ def _evaluate(
             if i == 0 and base is not None:
                 x.view(-1, *base.shape).add_(base)
             if i < last or relu:
-                x.relu_()  # not oneDNN's own, which makes 0 of NaN and would hide a run that broke
+                x.relu_()  # not oneDNN's relu, which turns NaN into 0 and would hide a diverged run
             if i < last:
                 before.append(x)
         outs.append(x)
@@ -112,7 +111,7 @@ def _evaluate(
 
 
 def _blocks(shared: Tensor | None, own: Tensor, count: int) -> tuple[Tensor, ...]:
-    """The rows ``[..., I]`` in blocks of about `ROWS`, of whole ``B`` rows if there is a shared part; all at once through one layer."""
+    """Split the rows ``[..., I]`` into blocks of about `ROWS`, multiples of ``B`` with a shared part; do not split for one layer."""
     rows = own if own.dim() == 2 else own.flatten(0, -2)
     if rows.shape[0] <= 2 * ROWS or count == 1:
         return (rows,)
@@ -130,7 +129,7 @@ def _gradients(
     needed: Sequence[bool],
     through: bool,
 ) -> list[Tensor | None]:
-    """The gradients of shared part, own part and parameters that are needed, None for the others."""
+    """Return the needed gradients of shared part, own part and parameters; None for the others."""
     blocks = _blocks(shared, own, len(params) // 2)
     sizes = [block.shape[0] for block in blocks]
     grads = grad.flatten(0, -2).split(sizes)
@@ -142,16 +141,16 @@ def _gradients(
     if shared is not None:
         weights[0] = weights[0][:, shared.shape[-1] :]
     # The lowest layer that needs a gradient.
-    lowest = 0 if to_shared or to_own else next(i for i, wanted in enumerate(to_params) if wanted) // 2
+    lowest = 0 if to_shared or to_own else next(i for i, is_needed in enumerate(to_params) if is_needed) // 2
     base: Tensor | None = None
     own_grads: list[Tensor] = []
-    for rows, grad, out in zip(reversed(blocks), reversed(grads), reversed(outs), strict=True):  # the last one is still in the cache
+    for rows, grad, out in zip(reversed(blocks), reversed(grads), reversed(outs), strict=True):  # the last block is still in the cache
         inputs = [rows, *hidden.pop()]
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         for i in range(len(weights) - 1, lowest - 1, -1):
             x = inputs.pop()
-            beside = shared if i == 0 else None  # the shared part that this layer's input is joined with
+            beside = shared if i == 0 else None  # the shared part of this layer's input
             if to_params[2 * i]:
                 totals[2 * i] = _plus(totals[2 * i], _to_weight(grad, x, through))
             if to_params[2 * i + 1] and beside is None:
@@ -160,23 +159,23 @@ def _gradients(
                 base = _plus(base, grad.view(-1, len(beside), grad.shape[-1]).sum(0))
             if i > lowest:
                 grad = _to_input(grad, weights[i], through)
-                torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)  # it is ours: in place
+                torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)  # in place: nobody else holds grad
             elif to_own:
                 own_grads.append(_to_input(grad, weights[0], through))
-    of_shared = None
+    shared_grad = None
     if base is not None and shared is not None:
         if to_params[0]:
             totals[0] = torch.cat([_to_weight(base, shared, through), cast("Tensor", totals[0])], dim=1)
         if to_params[1]:
             totals[1] = base.sum(0)
         if to_shared:
-            of_shared = _to_input(base, whole_first[:, : shared.shape[-1]], through)
-    of_own = torch.cat(own_grads[::-1]).view(own.shape) if to_own else None
-    return [of_shared, of_own, *totals]
+            shared_grad = _to_input(base, whole_first[:, : shared.shape[-1]], through)
+    own_grad = torch.cat(own_grads[::-1]).view(own.shape) if to_own else None
+    return [shared_grad, own_grad, *totals]
 
 
 def _weights(params: Sequence[Tensor | None]) -> list[Tensor]:
-    """The weights among weight, bias, weight, bias, ...: a bias may be None, a weight never is."""
+    """Select the weights from weight, bias, weight, bias, ...: a bias may be None, a weight never is."""
     return cast("list[Tensor]", list(params[::2]))
 
 
@@ -186,15 +185,15 @@ def _plus(total: Tensor | None, value: Tensor) -> Tensor:
 
 # --- Products ---
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, through: bool) -> Tensor:
-    """``x [R, I]`` times ``weight [O, I]`` transposed, plus the bias."""
+    """Return ``x [R, I]`` times ``weight [O, I]`` transposed, plus the bias."""
     if through and onednn.gains(x, weight):
         return onednn.product(aligned(x), aligned(weight), bias)
     return linear(x, weight, bias)
 
 
 def _to_input(grad: Tensor, weight: Tensor, through: bool) -> Tensor:
-    """``grad [R, O]`` times ``weight [O, I]``."""
-    if weight.shape[0] == 1:  # a tensor's len is Python, and a microsecond counts here
+    """Return ``grad [R, O]`` times ``weight [O, I]``."""
+    if weight.shape[0] == 1:  # not len(weight), which costs a microsecond more
         return grad * weight
     grad, weight = aligned(grad), aligned(weight)
     if through and onednn.gains(grad, weight.t()):
@@ -203,10 +202,10 @@ def _to_input(grad: Tensor, weight: Tensor, through: bool) -> Tensor:
 
 
 def _to_weight(grad: Tensor, rows: Tensor, through: bool) -> Tensor:
-    """``grad [R, O]`` transposed times ``rows [R, I]``."""
+    """Return ``grad [R, O]`` transposed times ``rows [R, I]``."""
     few = rows.shape[1] < FEW
     one, other = (rows, grad) if few else (grad, rows)
-    if through and grad.shape[0] > 2 * ROWS:  # 7,680 rows at once take 8.1 ms, by 1,024 4.7 ms
+    if through and grad.shape[0] > 2 * ROWS:  # 7,680 rows take 8.1 ms at once, 4.7 ms in blocks of 1,024
         return functools.reduce(Tensor.add_, (_to_weight(g, r, through) for g, r in zip(grad.split(ROWS), rows.split(ROWS), strict=True)))
     one, other = aligned(one), aligned(other)
     if through and onednn.gains(one.t(), other.t()):

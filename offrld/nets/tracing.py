@@ -1,4 +1,4 @@
-"""`torch.compile` for losses, with what its tracer cannot find out about the networks by itself."""
+"""`torch.compile` for losses, with facts about the networks that its tracer cannot infer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def one_graph(function: F, **options: Any) -> F:
-    """``function`` compiled as one graph of fixed shapes, with no way back to Python inside; ``options`` are `torch.compile`'s."""
-    # Said here and not where `stream` stands, because saying it loads the compiler, 1.5 s of every process that imports networks.
-    torch.compiler.assume_constant_result(random.stream)  # dynamo cannot look into zlib; name and count are constants of the graph
+    """Compile ``function`` as one graph of fixed shapes, without graph breaks; ``options`` are `torch.compile`'s."""
+    # Here rather than next to `stream`, because the call loads the compiler, which would add 1.5 s to every import of the networks.
+    torch.compiler.assume_constant_result(random.stream)  # Dynamo cannot trace zlib; name and call are constants of the graph
     return cast(F, torch.compile(function, fullgraph=True, dynamic=False, **options))

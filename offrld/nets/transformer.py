@@ -1,9 +1,9 @@
 """The transformer of sequence models: GPT-2 blocks over the interleaved tokens (return-to-go, state, action) of a window.
 
-Windows are padded on the left. A token attends to itself and to earlier tokens of real steps, so padding changes nothing for real
-steps; values at padding are finite and meaningless. Predictions are read at the state tokens. Two parts of the textbook form are
-therefore never computed: the last action token, which no prediction can see, and in the last block everything but keys and values at
-tokens that are not read (a fifth of a forward pass of three blocks).
+Windows are padded on the left. A token attends to itself and to earlier tokens of real steps, so padding does not affect real steps; values
+at padding are finite but meaningless. Predictions are read at the state tokens. Two parts of the textbook form are therefore never
+computed: the last action token, which no prediction can attend to, and in the last block everything but keys and values at tokens that are
+not read (a fifth of a forward pass of three blocks).
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from offrld.nets.encoders.layers import activate, dropout
 from offrld.nets.linear import layers, linear, uniform_init
 from offrld.settings import setting
 
-EPSILON = 0.003  # of the layer norms inside and after the blocks
-DEVIATION = 0.02  # of the initial weights
+EPSILON = 0.003  # epsilon of the layer norms inside and after the blocks
+DEVIATION = 0.02  # standard deviation of the initial weights
 LAST_STATE_TOKEN = slice(-1, None)
 
-_UNIT = "share dropped in training"
+_UNIT = "fraction dropped in training"
 
 
 @dataclass(frozen=True)
 class Transformer:
     """Shape and regularisation of the blocks; their width is the encoder's feature size."""
 
-    heads: int = setting(1, "attention heads; they divide the encoder's feature size", low=1, high=1024, probe=2)
-    layers: int = setting(3, "blocks", low=1, high=1000)
+    heads: int = setting(1, "number of attention heads; must divide the encoder's feature size", low=1, high=1024, probe=2)
+    layers: int = setting(3, "number of blocks", low=1, high=1000)
     attention_dropout: float = setting(0.1, "dropout of attention weights", unit=_UNIT, low=0.0, high=0.95)
     residual_dropout: float = setting(0.1, "dropout of the output of attention and of the MLP", unit=_UNIT, low=0.0, high=0.95)
     embedding_dropout: float = setting(0.1, "dropout of the tokens", unit=_UNIT, low=0.0, high=0.95)
     activation: str = setting("relu", "activation inside the blocks", choices=("relu", "tanh", "swish", "gelu"))
     position_encoding: str = setting(
         "simple",
-        "simple: each step's time step; global: the last time step of the window, and the place in the window",
+        "simple: each step's time step; global: the window's last time step and the position in the window",
         choices=("simple", "global"),
     )
 
 
 class Window(Protocol):
-    """The fields that a sequence model reads of ``B`` windows of ``L`` steps.
+    """The fields of ``B`` windows of ``L`` steps that a sequence model reads.
 
-    observation ``[B, L, ...]`` (or a dict of them); action ``[B, L, A]`` or ``[B, L]`` int64; returns_to_go ``[B, L]``; timesteps
-    int64 ``[B, L]``, from 1, 0 at padding; mask ``[B, L]``, 1 at real steps.
+    observation ``[B, L, ...]`` (or a dict of such tensors); action ``[B, L, A]`` or int64 ``[B, L]``; returns_to_go ``[B, L]``; timesteps
+    int64 ``[B, L]``, counted from 1, 0 at padding; mask ``[B, L]``, 1 at real steps.
     """
 
     @property
@@ -94,7 +94,7 @@ class Blocks:
         return params | layer_norm_parameters(f"{self.name}.norm", width, dtype)
 
     def __call__(self, params: Params, x: Tensor, mask: Tensor, read: slice) -> Tensor:
-        """Features of the tokens ``read`` of ``x [B, T, N]``; ``mask [B, T]`` is true at tokens of real steps."""
+        """Return features of the tokens ``read`` of ``x [B, T, N]``; ``mask [B, T]`` is true at tokens of real steps."""
         spec = self.settings
         bias = attention_bias(mask, x.dtype)  # [B, 1, T, T]
         x = _dropped(params, x, spec.embedding_dropout, f"{self.name}.embedding")
@@ -105,12 +105,12 @@ class Blocks:
             if last:
                 x, bias = x[:, read], bias[:, :, read]
             x = x + self._attention(params, name, normed[:, read] if last else normed, normed, bias)
-            changed = self._mlp(params, name, layer_norm(params, f"{name}.mlp_norm", x))
-            x = x + _dropped(params, changed, spec.residual_dropout, f"{name}.mlp")
+            update = self._mlp(params, name, layer_norm(params, f"{name}.mlp_norm", x))
+            x = x + _dropped(params, update, spec.residual_dropout, f"{name}.mlp")
         return layer_norm(params, f"{self.name}.norm", x)
 
     def _mlp(self, params: Params, name: str, x: Tensor) -> Tensor:
-        """Two linear layers, the activation between them at ``[B, T, 4N]``."""
+        """Apply two linear layers with the activation between them, at ``[B, T, 4N]``."""
         if self.settings.activation == "relu":
             return layers((x,), (_pair(params, f"{name}.up"), _pair(params, f"{name}.down")))
         return _linear(params, f"{name}.down", activate(self.settings.activation, _linear(params, f"{name}.up", x)))
@@ -119,7 +119,7 @@ class Blocks:
         heads, size = self.settings.heads, self.width // self.settings.heads
         query = _split(_linear(params, f"{name}.query", queries), heads)  # [B, H, Q, N/H]
         key, value = (_split(part, heads) for part in _linear(params, f"{name}.key_value", x).chunk(2, dim=-1))  # [B, H, T, N/H]
-        # Dropout on the weights rules out torch's fused attention, whose random numbers would not be a function of (seed, update).
+        # Dropout on the weights rules out torch's fused attention, whose random numbers are not a function of (seed, update).
         weights = torch.softmax(query @ key.transpose(-1, -2) * (1.0 / math.sqrt(size)) + bias, dim=-1)  # [B, H, Q, T]
         weights = _dropped(params, weights, self.settings.attention_dropout, f"{name}.attention")
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # [B, Q, N]
@@ -129,12 +129,12 @@ class Blocks:
 class SequenceModel:
     """A decision transformer: embeddings of a window's tokens, blocks, and a head at the state tokens.
 
-    Continuous actions (Chen et al. 2021): the position is added to each embedding, a layer norm follows, the head is tanh(linear).
-    Discrete ones (their Atari form): embeddings pass ``embedding_activation`` before the position is added; the head gives logits.
+    Continuous actions (Chen et al. 2021): the position is added to each embedding, a layer norm follows, and the head is tanh(linear).
+    Discrete actions (the paper's Atari form): ``embedding_activation`` precedes the addition of the position; the head outputs logits.
 
     Args:
         view: shape of an observation as networks see it (`Space.view`).
-        action_size: dimensions of an action, or the number of discrete ones.
+        action_size: dimensions of an action, or the number of discrete actions.
         max_timestep: later time steps count as this one.
         returns: whether there are return tokens; without them the model clones the data's behaviour (BCT).
     """
@@ -180,11 +180,11 @@ class SequenceModel:
         return params | self._blocks.init(generator, dtype)
 
     def __call__(self, params: Params, window: Window) -> Tensor:
-        """Predictions at every step: actions in [-1, 1] ``[B, L, A]``, or logits ``[B, L, n]``."""
+        """Return predictions at every step: actions in [-1, 1] ``[B, L, A]``, or logits ``[B, L, n]``."""
         return self._predict(params, window, slice(1, None, 3) if self._returns else slice(0, None, 2))
 
     def last(self, params: Params, window: Window) -> Tensor:
-        """The prediction at the last step of the window: ``[B, A]`` or ``[B, n]``. The window's last action is not read."""
+        """Return the prediction at the last step of the window, ``[B, A]`` or ``[B, n]``. The window's last action is not read."""
         return self._predict(params, window, LAST_STATE_TOKEN)[:, 0]
 
     def _predict(self, params: Params, window: Window, read: slice) -> Tensor:
@@ -196,7 +196,7 @@ class SequenceModel:
         return torch.tanh(_linear(params, f"{name}.head", features))
 
     def _tokens(self, params: Params, window: Window) -> tuple[Tensor, Tensor]:
-        """The interleaved embeddings ``[B, 3L - 1, N]``, and whether their steps are real ``[B, 3L - 1]``; ``2L - 1`` without returns."""
+        """Return interleaved embeddings ``[B, 3L - 1, N]`` and whether their steps are real ``[B, 3L - 1]``; ``2L - 1`` without returns."""
         name = self.name
         batch, length = window.mask.shape
         state = self._encoder(params, flattened(window.observation)).unflatten(0, (batch, length))  # [B, L, N]
@@ -229,14 +229,14 @@ def check_heads(settings: Transformer, width: int) -> None:
     if width % settings.heads:
         raise InvalidInput(
             f"setting 'transformer.heads' is {settings.heads}, which does not divide the encoder's {width} features",
-            hint="choose heads that divide the width of the encoder's last layer",
+            hint="choose a number of heads that divides the width of the encoder's last layer",
         )
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The term ``[B, 1, T, T]`` of attention logits: 0 where a token may look, minus infinity elsewhere.
+    """Return the bias ``[B, 1, T, T]`` of attention logits: 0 where a token may attend, minus infinity elsewhere.
 
-    Every token sees itself: a row of padding without any place to look would give NaN.
+    Every token attends to itself, because a row of only minus infinity would give NaN at padding.
     """
     size = mask.shape[-1]
     index = torch.arange(size, device=mask.device)
@@ -247,17 +247,17 @@ def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------- parameters and layers
 def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    # Drawn in float64, so that a float32 and a float64 run start from the same numbers.
+    # Draw in float64, so that float32 and float64 runs start from the same numbers.
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * DEVIATION).to(dtype)
 
 
 def normal_linear(name: str, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """A linear layer ``(outputs, inputs)`` with small normal weights and no bias yet."""
+    """Initialise a linear layer ``(outputs, inputs)`` with small normal weights and zero bias."""
     return {f"{name}.weight": normal(shape, generator, dtype), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
 
 
 def uniform_linear(name: str, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """A linear layer ``(outputs, inputs)`` as torch initialises it."""
+    """Initialise a linear layer ``(outputs, inputs)`` as torch does."""
     return uniform_init({f"{name}.weight": shape, f"{name}.bias": shape[:1]}, shape[1], generator, dtype)
 
 
@@ -282,12 +282,12 @@ def _dropped(params: Params, x: Tensor, rate: float, name: str) -> Tensor:
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    """``[B, T, N]`` to ``[B, H, T, N/H]``."""
+    """Split ``[B, T, N]`` into heads, ``[B, H, T, N/H]``."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def flattened(observation: Any) -> Any:
-    """Windows of observations ``[B, L, ...]`` as one batch ``[B*L, ...]``."""
+    """Flatten windows of observations ``[B, L, ...]`` to one batch ``[B*L, ...]``."""
     if isinstance(observation, dict):
         return {name: value.flatten(0, 1) for name, value in observation.items()}
     return observation.flatten(0, 1)

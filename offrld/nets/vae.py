@@ -1,4 +1,4 @@
-"""The conditional variational auto-encoder of the data's actions, of BCQ, BEAR and PLAS (Kingma & Welling 2014; Fujimoto et al. 2018)."""
+"""The conditional VAE that models the data's actions in BCQ, BEAR and PLAS (Kingma & Welling 2014; Fujimoto et al. 2018)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG_STD_RANGE = (-4.0, 15.0)
 class ConditionalVAE:
     """Encoder ``e(s, a) -> N(mu, std)`` over latents ``[B, L]`` and decoder ``g(s, z) -> action``.
 
-    Callers who draw latents for acting clamp them to [-0.5, 0.5] themselves.
+    Callers that draw latents for acting clamp them to [-0.5, 0.5] themselves.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class ConditionalVAE:
         return self._encoder.init(generator, dtype) | self._decoder.init(generator, dtype)
 
     def encode(self, params: Params, observation: Observation, action: Tensor) -> Normal:
-        """The distribution of the latent of action ``[B, A]``."""
+        """Return the distribution over the latent of action ``[B, A]``."""
         mean, log_std = self._encoder(params, observation, action).chunk(2, dim=-1)
         return Normal(mean, log_std.clamp(*LOG_STD_RANGE))
 
     def decode(self, params: Params, observation: Observation, latent: Tensor, *, squash: bool = True) -> Tensor:
-        """The action ``[B, A]`` of latent ``[B, L]`` (``[K, B, A]`` of ``[K, B, L]``): within [-1, 1], or before the tanh."""
+        """Decode latent ``[B, L]`` to action ``[B, A]`` (``[K, B, L]`` to ``[K, B, A]``), squashed to [-1, 1] or before the tanh."""
         out = self._decoder(params, observation, latent)
         return torch.tanh(out) if squash else out
 
@@ -50,9 +50,9 @@ class ConditionalVAE:
         beta: float,
         mean: Callable[[Tensor], Tensor] = torch.mean,
     ) -> Tensor:
-        """``mean((g(s, z) - a)^2) + beta mean KL(N(mu, std) || N(0, 1))``, a scalar; z from standard normal ``noise [B, L]``.
+        """Return ``mean((g(s, z) - a)^2) + beta mean KL(N(mu, std) || N(0, 1))``, a scalar; z from standard normal ``noise [B, L]``.
 
-        Both means, taken by ``mean``, run over the batch and all dimensions.
+        The function ``mean`` computes both means, over the batch and all dimensions.
         """
         latent = self.encode(params, observation, action)
         reconstruction = self.decode(params, observation, latent.sample(noise))

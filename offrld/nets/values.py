@@ -1,4 +1,4 @@
-"""Values of an ensemble of Q functions, one class per representation: how they are reduced over the members, and their errors.
+"""Values of an ensemble of Q functions, one class per representation: their reduction over the members, and their errors.
 
 Shapes: N members, ``...`` the batch ``B`` (or candidates and batch ``K, B``), n discrete actions, M quantiles.
 """
@@ -18,18 +18,18 @@ from torch.nn import functional as F
 from offrl.errors import InvalidInput
 
 Reduction = Literal["min", "max", "mean", "mix"]
-PROPOSAL_RATE = 1e-4  # weight of FQF's proposal gradient; the paper gives the proposal net a slower optimiser of its own instead
+PROPOSAL_RATE = 1e-4  # weight of FQF's proposal gradient; the paper uses a separate, slower optimizer for the proposal network
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What trains the proposal net of FQF.
+    """The inputs of the loss of FQF's proposal network.
 
     Attributes:
-        fractions: the proposed tau_1 .. tau_M ``[N, ..., M]``, with the gradient to the proposal net.
-        inner: gives the quantiles at tau_1 .. tau_{M-1}, ``[N, ..., (n,) M-1]``; evaluated only for an error.
-        entropy: of the proposed probabilities, ``[N, ...]``.
-        entropy_coeff: its weight.
+        fractions: the proposed tau_1 .. tau_M ``[N, ..., M]``, through which the gradient reaches the proposal network.
+        inner: computes the quantiles at tau_1 .. tau_{M-1}, ``[N, ..., (n,) M-1]``; called only for an error.
+        entropy: entropy of the proposed probabilities, ``[N, ...]``.
+        entropy_coeff: weight of the entropy.
     """
 
     fractions: Tensor
@@ -41,10 +41,10 @@ class Proposal:
         return dataclasses.replace(self, inner=lambda: _quantiles_taken(self.inner(), action))
 
     def errors(self, middles: Tensor) -> Tensor:
-        """``[N, ...]``: zero plus a term whose gradient is the proposal's, minus the weighted entropy.
+        """Return ``[N, ...]``: a term of value zero with the proposal's gradient, minus the weighted entropy.
 
-        The gradient of the 1-Wasserstein error with respect to tau_j is ``2 theta(tau_j) - theta(tau^_j) - theta(tau^_{j+1})``; it is
-        handed to tau_j as a constant factor, so that nothing but the proposal net moves.
+        The gradient of the 1-Wasserstein error with respect to tau_j is ``2 theta(tau_j) - theta(tau^_j) - theta(tau^_{j+1})``. It
+        multiplies tau_j as a constant, so that only the proposal network receives a gradient.
         """
         middles = middles.detach()
         gradient = 2 * self.inner().detach() - middles[..., :-1] - middles[..., 1:]
@@ -57,7 +57,7 @@ class Values(ABC):
     """Values of N members at the same inputs.
 
     Attributes:
-        mean: expected values, ``[N, ...]`` at given actions or ``[N, ..., n]`` of all discrete ones.
+        mean: expected values, ``[N, ...]`` of one action per sample or ``[N, ..., n]`` of all discrete actions.
         quantiles: the M numbers that represent each value, ``[N, ..., M]`` or ``[N, ..., n, M]``.
     """
 
@@ -66,16 +66,16 @@ class Values(ABC):
 
     @property
     def fractions(self) -> Tensor | None:
-        """Where the quantiles lie, ``[M]`` or ``[N, ..., M]``; None if the numbers are not quantiles."""
+        """The fractions of the quantiles, ``[M]`` or ``[N, ..., M]``; None if the numbers are not quantiles."""
         return None
 
     @abstractmethod
     def taken(self, action: Tensor) -> Values:
-        """The values of discrete actions ``[...]`` (int64), from the values of all actions."""
+        """Select the values of discrete actions ``[...]`` (int64) from those of all actions."""
 
     @abstractmethod
     def errors(self, target: Tensor) -> Tensor:
-        """Errors ``[N, ...]`` of values at given actions against the target's numbers ``[..., M']``."""
+        """Return the errors ``[N, ...]`` of one action per sample against the target's numbers ``[..., M']``."""
 
     @property
     def average(self) -> Tensor:
@@ -83,17 +83,17 @@ class Values(ABC):
         return self.mean[0] if len(self.mean) == 1 else self.mean.mean(0)
 
     def reduce(self, how: Reduction = "min", lam: float = 0.75) -> Tensor:
-        """One member's numbers per sample, ``[..., M]`` (per sample and action, ``[..., n, M]``, for values of all actions).
+        """Reduce the ensemble to one member's numbers per sample, ``[..., M]``; for values of all actions per action too, ``[..., n, M]``.
 
         ``min`` and ``max`` choose the member by its expected value and take all its numbers; ``mix`` is ``lam min + (1 - lam) max``;
-        ``mean`` averages and exists for the mean Q function only, since quantiles of different members lie at different fractions.
+        ``mean`` averages and works only for the mean Q function, since different members have quantiles at different fractions.
         """
         return self._reduced(how, lam)[0]
 
     def best(self, lam: float = 0.75) -> tuple[Tensor, Tensor]:
-        """Of candidates: values ``[N, K, B]`` to the best candidate's mixed numbers ``[B, M]`` and its index ``[B]``.
+        """Return, for values ``[N, K, B]`` of candidates, the best candidate's mixed numbers ``[B, M]`` and its index ``[B]``.
 
-        Each candidate's members are mixed as by ``reduce("mix", lam)``; the best has the largest mixed expected value.
+        The members are mixed as in ``reduce("mix", lam)``; the best candidate has the largest mixed expected value.
         """
         quantiles, mean = self._reduced("mix", lam)  # [K, B, M], [K, B]
         choice = mean.argmax(0)  # [B]
@@ -101,7 +101,7 @@ class Values(ABC):
         return torch.gather(quantiles, 0, index).squeeze(0), choice
 
     def error(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The sum over members of the batch mean of `errors`, each times its ``weight [B]``: a scalar."""
+        """Return the sum over members of the batch mean of `errors`, each times its ``weight [B]``: a scalar."""
         errors = self.errors(target)  # [N, B]
         return (errors if weight is None else errors * weight).flatten(1).mean(-1).sum(0)
 
@@ -110,9 +110,9 @@ class Values(ABC):
             raise ValueError(f"values {tuple(self.mean.shape)} take targets [..., M'], got {tuple(target.shape)}")
 
     def _reduced(self, how: Reduction, lam: float) -> tuple[Tensor, Tensor]:
-        """The numbers and the expected values, both reduced over the members."""
+        """Return the numbers and the expected values, both reduced over the members."""
         if how not in ("min", "max", "mean", "mix"):
-            raise InvalidInput(f"reduction {how!r} of an ensemble is not known", hint="one of min, max, mean, mix")
+            raise InvalidInput(f"unknown reduction {how!r} of an ensemble", hint="use min, max, mean or mix")
         if how == "mean":
             return self._averaged()
         if len(self.mean) == 1:
@@ -123,11 +123,11 @@ class Values(ABC):
         return self._of_one(how)
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
-        """Averaged over the members."""
+        """Return numbers and expected values averaged over the members."""
         raise InvalidInput("the mean over members is not defined for quantiles", hint="use min, max or mix, or q_function=mean")
 
     def _of_one(self, how: Literal["min", "max"]) -> tuple[Tensor, Tensor]:
-        """Of the member with the smallest or the largest expected value."""
+        """Return numbers and expected value of the member whose expected value is smallest or largest."""
         mean, member = self.mean.min(0) if how == "min" else self.mean.max(0)
         index = member.unsqueeze(-1).expand(self.quantiles.shape[1:]).unsqueeze(0)
         return torch.gather(self.quantiles, 0, index).squeeze(0), mean
@@ -135,7 +135,7 @@ class Values(ABC):
 
 @dataclass(frozen=True)
 class Means(Values):
-    """Values of the mean Q function: one number, of which ``quantiles`` is a view. Errors are ``(Q - y)^2``, or Huber's at threshold 1."""
+    """Values of the mean Q function: one number; ``quantiles`` is a view of it. Errors are ``(Q - y)^2``, or Huber with threshold 1."""
 
     huber: bool
 
@@ -185,7 +185,7 @@ class Quantiles(Values):
 
 @dataclass(frozen=True)
 class ProposedQuantiles(Quantiles):
-    """Quantiles at the fractions that FQF's proposal net proposes; errors have its term too."""
+    """Quantiles at the fractions that FQF's proposal network proposes; errors include its term."""
 
     proposal: Proposal
 
@@ -199,7 +199,7 @@ class ProposedQuantiles(Quantiles):
 
 @dataclass(frozen=True)
 class PackageNumbers(Values):
-    """Numbers of an installed package's Q function. ``own`` gives its errors of numbers ``[N, ..., M]`` against targets ``[..., M]``."""
+    """Numbers of another package's Q function. ``own`` computes errors of numbers ``[N, ..., M]`` against targets ``[..., M]``."""
 
     own: Callable[[Tensor, Tensor], Tensor]
 
@@ -212,7 +212,7 @@ class PackageNumbers(Values):
 
 
 def quantile_huber(quantiles: Tensor, fractions: Tensor, target: Tensor) -> Tensor:
-    """Quantile Huber error ``[...]`` of quantiles ``[..., M]`` at fractions ``[M]`` or ``[..., M]`` against targets ``[..., M']``."""
+    """Return the quantile Huber error ``[...]`` of quantiles ``[..., M]`` at fractions ``[(..., )M]``, against targets ``[..., M']``."""
     difference = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # [..., M, M']
     weight = (fractions.unsqueeze(-1) - (difference < 0).to(difference.dtype)).abs()
     huber = F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
@@ -220,13 +220,13 @@ def quantile_huber(quantiles: Tensor, fractions: Tensor, target: Tensor) -> Tens
 
 
 def taken(q: Tensor, action: Tensor) -> Tensor:
-    """Values of the actions taken: q ``[..., B, n]``, action ``[B]`` int64, result ``[..., B]``."""
+    """Return the values ``[..., B]`` of actions ``[B]`` (int64), from q ``[..., B, n]``."""
     index = action.expand(q.shape[:-1]).unsqueeze(-1)
     return torch.gather(q, -1, index).squeeze(-1)
 
 
 def _quantiles_taken(quantiles: Tensor, action: Tensor) -> Tensor:
-    """Quantiles ``[..., B, n, M]`` of actions ``[B]``: ``[..., B, M]``."""
+    """Return the quantiles ``[..., B, M]`` of actions ``[B]``, from ``[..., B, n, M]``."""
     shape = (*quantiles.shape[:-2], quantiles.shape[-1])
     index = action.unsqueeze(-1).expand(shape).unsqueeze(-2)
     return torch.gather(quantiles, -2, index).squeeze(-2)

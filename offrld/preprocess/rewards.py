@@ -1,7 +1,8 @@
-"""Scalers of rewards. Each step's reward is scaled before anything is summed: n-step returns and returns-to-go are sums of scaled ones.
+"""Scalers of rewards. Each step's reward is scaled before it is summed: n-step returns and returns-to-go are sums of scaled rewards.
 
 All scalers but `clip` and those of other packages are affine, so a sum of raw rewards can be scaled afterwards (`Affine.n_step_reward`).
-The others, and affine ones when that would lose digits, scale a whole column first (`reward_column`), and samplers read from it.
+The others scale the whole column first (`reward_column`), from which samplers then read. So do affine ones if scaling the sum would lose
+digits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _types() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RewardScaler:
-    """How each step's reward r is scaled; m: multiplier. Statistics that are not set are fitted on the training episodes."""
+    """How each step's reward r is scaled; m is the multiplier. Unset statistics are fitted on the training episodes."""
 
     type: str = setting(
         "none",
@@ -44,29 +45,31 @@ class RewardScaler:
         "return m r/(return_max - return_min), shift (r + shift) m",
         choices=_types,
     )
-    multiplier: float = setting(1.0, "factor on the scaled reward, not 0", only=_SCALED, probe={"": 2.0, "type": "multiply"})
-    mean: float | None = setting(None, "mean reward, not fitted", only=("standard",), probe=0.5)
-    std: float | None = setting(None, "deviation of rewards, not fitted", low=0.0, only=("standard",), probe=0.5)
-    eps: float = setting(1e-3, "added to the deviation", low=0.0, only=("standard",))
-    minimum: float | None = setting(None, "least reward, not fitted", only=("min_max",), probe=-9.0)
-    maximum: float | None = setting(None, "largest reward, not fitted", only=("min_max",), probe=9.0)
-    low: float | None = setting(None, "rewards below are raised to it", only=("clip",), probe={"": 0.1, "high": 0.2})
-    high: float | None = setting(None, "rewards above are lowered to it", only=("clip",), probe={"": 0.1, "low": -0.1})
-    return_min: float | None = setting(None, "least return of an episode, not fitted", only=("return",), probe=-90.0)
-    return_max: float | None = setting(None, "largest return of an episode, not fitted", only=("return",), probe=90.0)
+    multiplier: float = setting(1.0, "factor on the scaled reward; not 0", only=_SCALED, probe={"": 2.0, "type": "multiply"})
+    mean: float | None = setting(None, "mean reward; none: fitted", only=("standard",), probe=0.5)
+    std: float | None = setting(None, "standard deviation of rewards; none: fitted", low=0.0, only=("standard",), probe=0.5)
+    eps: float = setting(1e-3, "added to the standard deviation", low=0.0, only=("standard",))
+    minimum: float | None = setting(None, "smallest reward; none: fitted", only=("min_max",), probe=-9.0)
+    maximum: float | None = setting(None, "largest reward; none: fitted", only=("min_max",), probe=9.0)
+    low: float | None = setting(None, "rewards below it are raised to it", only=("clip",), probe={"": 0.1, "high": 0.2})
+    high: float | None = setting(None, "rewards above it are lowered to it", only=("clip",), probe={"": 0.1, "low": -0.1})
+    return_min: float | None = setting(None, "smallest return of an episode; none: fitted", only=("return",), probe=-90.0)
+    return_max: float | None = setting(None, "largest return of an episode; none: fitted", only=("return",), probe=90.0)
     shift: float = setting(0.0, "added to the reward", only=("shift",), probe=-1.0)
-    multiply_first: bool = setting(False, "r m + shift", only=("shift",), probe={"": True, "shift": -1.0, "multiplier": 2.0})
-    options: dict[str, Any] = setting({}, "settings of another package's scaler", only=_own)
+    multiply_first: bool = setting(
+        False, "multiply before shifting: r m + shift", only=("shift",), probe={"": True, "shift": -1.0, "multiplier": 2.0}
+    )
+    options: dict[str, Any] = setting({}, "settings for a scaler from another package", only=_own)
 
     def __post_init__(self) -> None:
         if self.multiplier == 0.0:
-            raise InvalidInput("multiplier is 0: no reward would be left", hint="pass another number")
+            raise InvalidInput("multiplier is 0, which makes every reward 0", hint="choose another number")
         if self.type == "clip" and self.low is None and self.high is None:
-            raise InvalidInput("clip without low or high", hint="for example low=-1 high=1")
+            raise InvalidInput("clip needs low or high", hint="for example low=-1 high=1")
         for low, high in (("low", "high"), ("minimum", "maximum"), ("return_min", "return_max")):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and least > most:
-                raise InvalidInput(f"{low} {least:g} is above {high} {most:g}", hint="exchange them")
+                raise InvalidInput(f"{low} {least:g} is above {high} {most:g}", hint="swap them")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Clip:
         return torch.minimum(torch.maximum(x, self.low), self.high) * self.multiplier
 
     def reverse(self, y: Tensor) -> Tensor:
-        """The clipped reward: the part beyond the limits is lost."""
+        """Return the clipped reward; the part beyond the limits is lost."""
         return y / self.multiplier
 
     def tensors(self) -> dict[str, Tensor]:
@@ -97,11 +100,11 @@ class Clip:
 def fit_reward(
     spec: RewardScaler, blocks: Blocks, returns: Callable[[], np.ndarray], dtype: torch.dtype, device: torch.device
 ) -> Scaler | None:
-    """Fit the scaler of rewards; None if nothing is scaled.
+    """Fit the scaler of rewards; return None if rewards are not scaled.
 
     Args:
         blocks: the rewards of the training episodes' transitions.
-        returns: gives the undiscounted sum of each training episode over its transitions.
+        returns: computes each training episode's undiscounted return.
     """
     m, kind = spec.multiplier, spec.type
     if kind == "none":
@@ -125,12 +128,12 @@ def fit_reward(
 
 
 def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0, whole_returns: bool = False, wide: bool = False) -> bool:
-    """Whether rewards must be scaled before they are summed (`reward_column`), rather than their sum after it.
+    """Return whether rewards must be scaled before they are summed (`reward_column`), rather than their sum afterwards.
 
     Args:
-        n_steps, gamma: of the sums that the sampler makes.
-        whole_returns: it also sums to the end of the episode (returns-to-go).
-        wide: the rewards are of a dtype that float32, in which samplers sum, does not hold.
+        n_steps, gamma: parameters of the sampler's n-step sums.
+        whole_returns: the sampler also sums to the end of the episode (returns-to-go).
+        wide: the rewards' dtype has values that float32, in which samplers sum, cannot represent.
     """
     if scaler is None:
         return False
@@ -142,9 +145,9 @@ def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0,
 
 
 def reward_column(scaler: Scaler, store: EpisodeStore) -> np.ndarray:
-    """Every row's scaled reward, float32 ``[rows]``: samplers sum from it instead of the store's own column.
+    """Return every row's scaled reward, float32 ``[rows]``; samplers sum it instead of the store's own column.
 
-    It takes four bytes per row; the rows between episodes hold the scaled zero, which no sampler reads.
+    The column takes four bytes per row. Rows between episodes hold the scaled zero; no sampler reads them.
     """
     column = store.column("reward")
     double = scaler.with_tensors({name: part.detach().cpu().double() for name, part in scaler.tensors().items()})

@@ -1,20 +1,20 @@
-"""Scalers of observations and actions: fitted once on the pinned snapshot, inside the policy's graph when it is exported.
+"""Scalers of observations and actions: fitted once on the pinned snapshot, and part of the exported policy's graph.
 
-offrld's own scalers are affine, ``y = (x - shift) * scale`` per element. They are fitted on the rows that start a transition of training
-episodes; the last observation of a truncated episode starts none and does not count. Rewards: `offrld.preprocess.rewards`.
+The built-in scalers are affine, ``y = (x - shift) * scale`` per element. They are fitted on the rows that start a transition of a training
+episode; the last observation of a truncated episode starts none and does not count. For rewards see `offrld.preprocess.rewards`.
 
-Own scalers. A package registers an object (a module will do) in the entry-point group ``offrl.scalers``::
+Scalers from other packages. A package registers an object (a module will do) in the entry-point group ``offrl.scalers``::
 
     [project.entry-points."offrl.scalers"]
     log = "my_package.log_scaler"
 
-and its name becomes a `type` of observation_scaler and reward_scaler. The object has three functions::
+Its name becomes a `type` of observation_scaler and reward_scaler. The object has three functions::
 
-    fit(blocks, options) -> {name: array}    blocks() gives arrays [n, *shape] of all transitions, again for each pass; options: the setting
-    transform(x, parts) -> Tensor            x [..., *shape] and the fitted parts as tensors; plain torch, it is exported with the policy
-    reverse(y, parts) -> Tensor              the x of which y is the image
+    fit(blocks, options) -> {name: array}    each call of blocks() is one pass over arrays [n, *shape]; options is the setting `options`
+    transform(x, parts) -> Tensor            x [..., *shape] and the fitted parts as tensors; plain torch, exported with the policy
+    reverse(y, parts) -> Tensor              the inverse of transform
 
-Checkpoints hold the parts. Listing the names does not import the package; jobs that use it do.
+Checkpoints store the parts. Listing the names does not import the package; jobs that use the scaler do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from offrld.preprocess.statistics import Blocks, extremes, moments
 from offrld.settings import setting
 
 GROUP = "offrl.scalers"
-WIDE = ("float64", "int32", "int64", "uint32", "uint64")  # dtypes of which float32 does not hold every value
+WIDE = ("float64", "int32", "int64", "uint32", "uint64")  # dtypes with values that float32 cannot represent
 OBSERVATION_SCALERS = ("none", "standard", "min_max", "pixel")
 
 
@@ -41,31 +41,31 @@ class Scaler(Protocol):
     """A fitted scaler."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The scaled value of ``x``, an element with any axes before its own."""
+        """Scale ``x``: one element, or elements with leading batch axes."""
 
     def reverse(self, y: Tensor) -> Tensor:
-        """The ``x`` of which ``y`` is the image."""
+        """Invert the scaling."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fitted tensors by name, as checkpoints and policies keep them. Writing into them changes the scaler."""
+        """Return the fitted tensors by name, as checkpoints and policies store them. Writing to them changes the scaler."""
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Scaler:
-        """The same scaler with these tensors instead of its own."""
+        """Return the same scaler with these tensors instead of its own."""
 
     def stacked(self, frames: int) -> Scaler:
-        """The scaler of ``frames`` elements joined along their first axis."""
+        """Return the scaler for ``frames`` elements joined along their first axis."""
 
 
 def is_wide(dtype: Any) -> bool:
-    """Whether a dtype (of NumPy, of torch, or its name) has values that float32 does not hold."""
+    """Return whether a dtype (of NumPy, of torch, or a name) has values that float32 cannot represent."""
     return str(dtype).removeprefix("torch.") in WIDE
 
 
 def scaled(scaler: Scaler | None, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scale a ``value`` of the dataset and narrow it to the dtype of training; values are narrowed nowhere else.
+    """Scale a ``value`` of the dataset and narrow it to the dtype of training. Values are narrowed nowhere else.
 
     Values far from zero relative to their spread (seconds since 1970, metres of a map grid) differ in digits that float32 lacks. So the
-    mean is subtracted in float64, and only the rest is narrowed.
+    mean is subtracted in float64, and only the difference is narrowed.
     """
     if scaler is None:
         return value.to(device, dtype, non_blocking=True)
@@ -76,7 +76,7 @@ def scaled(scaler: Scaler | None, value: Tensor, dtype: torch.dtype, device: tor
 
 @dataclass(frozen=True)
 class Affine:
-    """``y = (x - shift) * scale``; both tensors have the shape of one element, or none."""
+    """``y = (x - shift) * scale``; both tensors have the shape of one element, or are scalars."""
 
     shift: Tensor
     scale: Tensor
@@ -87,9 +87,9 @@ class Affine:
 
     @classmethod
     def between(cls, low: Any, high: Any, dtype: torch.dtype, device: torch.device, *, reach: float = 1.0) -> Affine:
-        """The map of [low, high] onto [-reach, reach]; a dimension whose ends are equal maps to 0."""
+        """Map [low, high] onto [-reach, reach]; a dimension whose ends are equal maps to 0."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        half = np.where(high > low, high / 2.0 - low / 2.0, 0.5)  # halves: the whole span may be beyond float64
+        half = np.where(high > low, high / 2.0 - low / 2.0, 0.5)  # halved first: high - low may overflow float64
         return cls.of(low / 2.0 + high / 2.0, reach / half, dtype, device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class Affine:
         return Affine(*(part.repeat(frames, *(1,) * (part.dim() - 1)) for part in (self.shift, self.scale)))
 
     def n_step_reward(self, total: Tensor, discount: Tensor, gamma: float) -> Tensor:
-        """The n-step sum of scaled rewards, from the sum of raw ones ``[B]`` and ``discount = gamma^n [B]``.
+        """Return the n-step sum of scaled rewards, from the sum of raw rewards ``[B]`` and ``discount = gamma^n [B]``.
 
-        Every step is scaled, then summed: sum of gamma^i (r_i - shift) scale = (total - shift (1 - gamma^n) / (1 - gamma)) scale. With
-        gamma = 1, n is taken for 1; where it is not, or gamma is close to 1, scale each reward (`rewards.needs_column`).
+        The sum of gamma^i (r_i - shift) scale is (total - shift (1 - gamma^n) / (1 - gamma)) scale. With gamma = 1 the formula assumes
+        n = 1; for a larger n, or a gamma close to 1, scale each reward instead (`rewards.needs_column`).
         """
         weight = (1 - discount) / (1 - gamma) if gamma < 1 else torch.ones_like(discount)
         return (total - self.shift * weight) * self.scale
@@ -121,11 +121,11 @@ class Affine:
 
 @dataclass(frozen=True)
 class Own:
-    """A scaler of another package (see the top of this file), with its fitted parts."""
+    """A scaler from another package (see the top of this file), with its fitted parts."""
 
     rule: Any
     parts: Mapping[str, Tensor]
-    axes: int  # of an element
+    axes: int  # number of axes of an element
     frames: int = 1
 
     @classmethod
@@ -133,12 +133,13 @@ class Own:
         rule = plugins.load(GROUP, kind, ("fit", "transform", "reverse"))
         parts = rule.fit(blocks, dict(options))
         if not isinstance(parts, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in parts):
-            raise InvalidInput(f"the scaler {kind!r} fitted {parts!r}", hint="its function fit gives {name: array}, names like Python's")
+            what = f"the function fit of the scaler {kind!r} returned {parts!r}, not {{name: array}}"
+            raise InvalidInput(what, hint="return a dict whose names are Python identifiers")
         return cls(rule, {name: torch.as_tensor(np.asarray(part, np.float64)).to(device, dtype) for name, part in parts.items()}, axes)
 
     @classmethod
     def rebuilt(cls, kind: str, parts: Mapping[str, Tensor], axes: int, frames: int = 1) -> Own:
-        """A fitted scaler from its `tensors`; raises `Unknown` if the package is not installed."""
+        """Rebuild a fitted scaler from its `tensors`; raise `Unknown` if the package is not installed."""
         return cls(plugins.load(GROUP, kind, ("fit", "transform", "reverse")), dict(parts), axes, frames)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -173,46 +174,53 @@ def _observation_types() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ObservationScaler:
-    """How observations are scaled before the networks see them. Images (uint8, channel first) with `none` are divided by 255."""
+    """How observations are scaled before the networks see them. `none` still divides images (uint8, channel first) by 255."""
 
     type: str = setting(
         "none", "none (images: as pixel), standard (x - mean)/(std + eps), min_max onto [-1, 1], pixel x/255", choices=_observation_types
     )
     mean: tuple[float, ...] | None = setting(
-        None, "mean of each element (one number: of all), not fitted", only=("standard",), probe=(0.5,)
+        None, "mean of each element (one number: of all); none: fitted", only=("standard",), probe=(0.5,)
     )
-    std: tuple[float, ...] | None = setting(None, "deviation of each element, not fitted", low=0.0, only=("standard",), probe=(2.0,))
-    minimum: tuple[float, ...] | None = setting(None, "least value of each element, not fitted", only=("min_max",), probe=(-9.0,))
-    maximum: tuple[float, ...] | None = setting(None, "largest value of each element, not fitted", only=("min_max",), probe=(9.0,))
-    eps: float = setting(1e-3, "added to the deviation: a nearly constant element is not blown up", low=0.0, only=("standard",))
+    std: tuple[float, ...] | None = setting(
+        None, "standard deviation of each element; none: fitted", low=0.0, only=("standard",), probe=(2.0,)
+    )
+    minimum: tuple[float, ...] | None = setting(None, "smallest value of each element; none: fitted", only=("min_max",), probe=(-9.0,))
+    maximum: tuple[float, ...] | None = setting(None, "largest value of each element; none: fitted", only=("min_max",), probe=(9.0,))
+    eps: float = setting(
+        1e-3, "added to the standard deviation, so that nearly constant elements are not amplified", low=0.0, only=("standard",)
+    )
     fields: dict[str, Any] = setting(
-        {}, "another type for single fields of an observation with several, by field", probe={"": {"observation": "min_max"}}
+        {}, "types of single fields, by field name, for observations with several fields", probe={"": {"observation": "min_max"}}
     )
-    options: dict[str, Any] = setting({}, "settings of another package's scaler", only=_own)
+    options: dict[str, Any] = setting({}, "settings for a scaler from another package", only=_own)
 
     def kind_of(self, name: str, dtype: Any, shape: tuple[int, ...], *, several: bool) -> str:
-        """The type for one field: its entry in `fields`, or `type`; pixel for images beside other fields, and never pixel for floats."""
+        """Return the type for one field: its entry in `fields`, or `type`.
+
+        Images with other fields beside them get pixel; fields that are not uint8 never do.
+        """
         kind = self.fields.get(name)
         if kind is None:
             image = np.dtype(dtype) == np.uint8 and len(shape) == 3
             kind = "pixel" if image and (several or self.type == "none") else self.type
             return "none" if kind == "pixel" and np.dtype(dtype) != np.uint8 else kind
         if kind not in _observation_types():
-            raise Unknown(f"observation_scaler.fields: no scaler {kind!r}", hint=nearest(str(kind), list(_observation_types())))
+            raise Unknown(f"observation_scaler.fields: unknown scaler {kind!r}", hint=nearest(str(kind), list(_observation_types())))
         return str(kind)
 
 
 def fit_observation(
     spec: ObservationScaler, columns: Mapping[str, np.ndarray], blocks: Mapping[str, Blocks], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Scaler | None]:
-    """Fit a scaler for each observation field; None for a field that is not scaled.
+    """Fit one scaler per observation field; None for a field that is not scaled.
 
     Args:
-        columns: field -> ``[rows, *shape]``, for dtype and shape.
+        columns: field -> ``[rows, *shape]``; only dtype and shape are used.
         blocks: field -> the rows to fit on.
 
     Raises:
-        InvalidInput: statistics given by hand do not have the observation's length; pixel without a uint8 field.
+        InvalidInput: the length of a set statistic is not the observation's; pixel without a uint8 field.
     """
     kinds = _kinds(spec, columns)
     shapes = {name: column.shape[1:] for name, column in columns.items() if kinds[name] == spec.type}
@@ -239,9 +247,10 @@ def fit_observation(
 def observation_between(
     spec: ObservationScaler, bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Scaler | None]:
-    """As `fit_observation`, without data: from an environment's Box bounds, field -> (low, high) in the observation's dtype.
+    """Fit as `fit_observation` does, but from an environment's Box bounds: field -> (low, high) in the observation's dtype.
 
-    Raises `InvalidInput` if the bounds do not suffice: for unbounded elements, and for scalers that need a deviation that is not set.
+    Raises:
+        InvalidInput: the bounds do not suffice: an element is unbounded, or the scaler needs statistics that are not set.
     """
 
     def blocks(name: str) -> Blocks:
@@ -249,12 +258,12 @@ def observation_between(
         if spec.type not in ("none", "pixel", "min_max") and spec.mean is None:
             raise InvalidInput(
                 f"{spec.type} scaling of observations cannot be fitted from an environment's bounds",
-                hint="pass observation_scaler.mean and std, or take min_max",
+                hint="set observation_scaler.mean and std, or use min_max",
             )
         if spec.type == "min_max" and spec.minimum is None and not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise InvalidInput(
-                f"observation field {name!r} of the environment has elements without bounds",
-                hint="pass observation_scaler.minimum and maximum",
+                f"observation field {name!r} of the environment has unbounded elements",
+                hint="set observation_scaler.minimum and maximum",
             )
         return lambda: iter((np.stack([low, high]),))
 
@@ -269,12 +278,12 @@ def _kinds(spec: ObservationScaler, columns: Mapping[str, np.ndarray]) -> dict[s
     kinds = {n: spec.kind_of(n, c.dtype, c.shape[1:], several=len(columns) > 1) for n, c in columns.items()}
     if spec.type == "pixel" and "pixel" not in kinds.values():
         dtypes = ", ".join(str(column.dtype) for column in columns.values())
-        raise InvalidInput(f"pixel scaling is of uint8 observations, these are {dtypes}", hint="take standard or min_max")
+        raise InvalidInput(f"pixel scaling needs uint8 observations, got {dtypes}", hint="use standard or min_max")
     return kinds
 
 
 def _by_hand(spec: ObservationScaler, statistic: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A statistic given by hand for each field: one number for all, or the numbers of all fields one after the other; {} if not given."""
+    """Split a statistic from the settings by field: one number for all, or the numbers of all fields in order; {} if it is not set."""
     values = getattr(spec, statistic)
     if values is None or not shapes:
         return {}
@@ -291,17 +300,21 @@ class ActionScaler:
 
     type: str = setting(
         "auto",
-        "auto: by the bounds where they are not [-1, 1]; none; min_max: 2 (a - minimum)/(maximum - minimum) - 1",
+        "auto: by the bounds, unless they are [-1, 1]; none; min_max: 2 (a - minimum)/(maximum - minimum) - 1",
         choices=("auto", "none", "min_max"),
     )
     minimum: tuple[float, ...] | None = setting(
-        None, "of each dimension (one number: of all), not its bound", only=("min_max",), probe=(-9.0,)
+        None, "minimum of each dimension (one number: of all); none: its lower bound", only=("min_max",), probe=(-9.0,)
     )
-    maximum: tuple[float, ...] | None = setting(None, "of each dimension, not its bound", only=("min_max",), probe=(9.0,))
+    maximum: tuple[float, ...] | None = setting(None, "maximum of each dimension; none: its upper bound", only=("min_max",), probe=(9.0,))
 
 
 def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine | None:
-    """The scaler of actions with the bounds ``low``, ``high`` ``[A]``; None if they stay as they are. Raises `InvalidInput`."""
+    """Return the scaler for actions with the bounds ``low``, ``high`` ``[A]``; None if actions are not scaled.
+
+    Raises:
+        InvalidInput: a dimension has no finite bounds; a setting has the wrong length.
+    """
     if spec.minimum is not None:
         low = by_length("action_scaler.minimum", spec.minimum, len(low), "dimensions of the action")
     if spec.maximum is not None:
@@ -313,21 +326,21 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
         first = unbounded[0]
         raise InvalidInput(
             f"action dimension {first} has the bounds {low[first]:g} and {high[first]:g}: it cannot be scaled to [-1, 1]",
-            hint="pass action_scaler.type=min_max with minimum and maximum",
+            hint="set action_scaler.type=min_max with minimum and maximum",
         )
     return Affine.between(low, high, dtype, device)
 
 
 # --- Shared ---
 def by_length(name: str, values: tuple[float, ...], length: int, of: str) -> np.ndarray:
-    """The numbers of a setting as float64 ``[length]``; a single one is repeated. Raises `InvalidInput`."""
+    """Return the numbers of a setting as float64 ``[length]``; a single number is repeated. Raise `InvalidInput` for another length."""
     if len(values) not in (1, length):
-        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"pass one, or {length}")
+        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"pass one number, or {length}")
     return np.broadcast_to(np.asarray(values, np.float64), length)
 
 
 def chosen(fit: Callable[[Blocks], tuple[Any, Any]], blocks: Blocks, one: Any, other: Any) -> tuple[Any, Any]:
-    """A pair of statistics: each as set, or fitted."""
+    """Return a pair of statistics: each as it is set, or fitted."""
     if one is not None and other is not None:
         return one, other
     first, second = fit(blocks)
@@ -335,6 +348,6 @@ def chosen(fit: Callable[[Blocks], tuple[Any, Any]], blocks: Blocks, one: Any, o
 
 
 def divisor(values: Any) -> np.ndarray:
-    """``values`` with 1 where they are 0, so that a constant element maps to a number."""
+    """Return ``values`` with 1 in place of 0, so that a constant element maps to a finite number."""
     array = np.asarray(values, np.float64)
     return np.where(array > 0, array, 1.0)

@@ -1,4 +1,4 @@
-"""Statistics over the rows of memory-mapped columns, in passes of blocks: memory stays flat whatever the length and the row."""
+"""Statistics over the rows of memory-mapped columns, computed block by block, so that memory use does not grow with the column."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 
-Blocks = Callable[[], Iterator[np.ndarray]]  # arrays [n, ...] one after the other; called once for each pass
-_ELEMENTS = 1 << 20  # of a block: 8 MB where it becomes float64
+Blocks = Callable[[], Iterator[np.ndarray]]  # called once per pass; yields arrays [n, ...]
+_ELEMENTS = 1 << 20  # per block: 8 MB as float64
 
 
 def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of the rows of a column for which ``keep`` is true."""
+    """Yield, in blocks, the rows of a column for which ``keep`` is true."""
     length = block_rows(column)
     for start in range(0, len(keep), length):
         chosen = keep[start : start + length]
@@ -22,12 +22,12 @@ def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def block_rows(column: np.ndarray) -> int:
-    """The number of rows of a column in a block."""
+    """Return the number of a column's rows in one block."""
     return max(1, _ELEMENTS // max(1, int(np.prod(column.shape[1:], dtype=np.int64))))
 
 
 def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest value of each element, float64. Raises `InvalidInput` without rows, or if they are not finite."""
+    """Return the smallest and largest value of each element, float64. Raise `InvalidInput` without rows, or for values not finite."""
     low = high = None
     for block in blocks():
         least, most = block.min(axis=0), block.max(axis=0)
@@ -38,7 +38,7 @@ def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 
 def moments(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (of the population) of each element, float64, in two passes. Raises as `extremes`."""
+    """Return the mean and population standard deviation of each element, float64, in two passes. Raise as `extremes` does."""
     count, total = 0, np.zeros(())
     for block in blocks():
         count, total = count + len(block), total + block.sum(axis=0, dtype=np.float64)
@@ -52,11 +52,11 @@ def moments(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InvalidInput(
-            "the data has values that are not finite, or whose squares are beyond float64: no scaler can be fitted on them",
-            hint="remove those episodes, or take min_max",
+            "the data has values that are not finite, or whose squares overflow float64: no scaler can be fitted",
+            hint="remove those episodes, or use min_max",
         )
     return values
 
 
 def _nothing() -> InvalidInput:
-    return InvalidInput("no transition to fit a scaler on", hint="hold out fewer episodes, or give the statistics by hand")
+    return InvalidInput("no transition to fit a scaler on", hint="hold out fewer episodes, or set the statistics yourself")

@@ -31,7 +31,7 @@ def run(job: WorkerJob[ExportSpec]) -> None:
         raise InvalidInput(f"job {spec.job!r} has not started to train", hint="wait for its first checkpoint") from None
     seed = trained.seeds[0] if spec.seed is None else spec.seed
     if seed not in trained.seeds:
-        raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
+        raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained seeds: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
     if not source.policy(seed, step, spec.format).exists():

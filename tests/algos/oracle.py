@@ -1,10 +1,10 @@
 """An independent computation of updates in plain NumPy float64, against which the algorithms are tested.
 
-Networks are written out once more here, from the parameters' names and shapes alone. Gradients come from the complex step: with a
-perturbation ``i h d`` of a parameter, ``Im(loss) / h`` is the derivative along ``d`` to the last digit, since nothing is subtracted
-(Squire & Trapp 1998). So all of it works on complex arrays: comparisons look at the real part, and `stop`, which drops the imaginary
-part, is what a detached tensor is. A test writes a loss as the paper has it; `replay` compares values, gradients, the order of steps,
-the optimiser's moves and the target copies, and that nothing else moved.
+The networks are reimplemented here from the parameters' names and shapes alone. Gradients use the complex step: with a perturbation
+``i h d`` of a parameter, ``Im(loss) / h`` is the derivative along ``d`` to the last digit, because nothing is subtracted (Squire & Trapp
+1998). So everything works on complex arrays: comparisons use the real part, and `stop` drops the imaginary part, like detaching a tensor.
+A test writes a loss as in the paper; `replay` compares values, gradients, the order of steps, the optimizer's steps and the target
+networks, and checks that nothing else changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 # --- Elementary functions ---
 def stop(x):
-    """Without its derivative."""
+    """Return ``x`` without its derivative."""
     return np.real(x).copy()
 
 
@@ -48,7 +48,7 @@ def clip(x, low, high):
 
 
 def lowest(values):
-    """Elementwise least of a list of arrays."""
+    """Return the elementwise minimum of a list of arrays."""
     out = values[0]
     for value in values[1:]:
         out = np.where(where_less(value, out), value, out)
@@ -83,7 +83,7 @@ def huber(e):
 
 # --- Networks ---
 def layers(p: Arrays, name: str, x, mask: list | None = None):
-    """The encoder ``NAME.encoder``: linear, ReLU, layer norm where it has one."""
+    """Compute the encoder ``NAME.encoder``: linear, ReLU, and layer norm if it has one."""
     i = 0
     while f"{name}.encoder.{i}.weight" in p:
         layer = f"{name}.encoder.{i}"
@@ -140,7 +140,7 @@ class Value:
     proposal: Any = 0.0
 
     def error(self, y, discrete=False):
-        """The batch mean against targets ``[B, M']``."""
+        """Return the batch mean of the error against targets ``[B, M']``."""
         if self.fractions is None:
             e = self.mean - y[:, 0]
             return np.mean(huber(e) if discrete else e * e)
@@ -227,14 +227,14 @@ class Move:
 
 @dataclass(frozen=True)
 class Follow:
-    """Target copies that follow: network -> rate."""
+    """Target networks that move: network -> rate."""
 
     rates: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """A parameter that is put back within limits."""
+    """A parameter that is clipped to its limits."""
 
     name: str
     low: float
@@ -250,7 +250,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a loss saw, gave, and its gradients."""
+    """The inputs, the result and the gradients of a loss."""
 
     step: str
     value: float
@@ -263,7 +263,7 @@ class _Seen:
 
 
 class Trace:
-    """A learner of one seed whose losses are watched while it does ``updates`` updates.
+    """Create a learner of one seed and record its losses during ``updates`` updates.
 
     Attributes:
         p, t: parameters and target copies before the first update.
@@ -351,17 +351,17 @@ class Inputs(SimpleNamespace):
         return stop(self.reward[:, None] + (self.discount * (1 - self.terminal))[:, None] * value)
 
     def critics(self, p: Arrays, s, a, members: int | None = None, name: str = "critic") -> list[Value]:
-        """The members' values at continuous actions."""
+        """Return the members' values at continuous actions."""
         kind = self.config.q_function.type if hasattr(self.config, "q_function") else "mean"
         return [member(p, f"{name}.{i}", kind, s, a) for i in range(members or self.config.n_critics)]
 
     def loss_of(self, values: list[Value], y, discrete=False):
-        """Sum over the members of the batch mean of the error."""
+        """Return the sum over members of the batch mean of the error."""
         return sum(value.error(y, discrete) for value in values)
 
 
 def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp | Rewrite]], targets: tuple[str, ...]) -> None:
-    """Compare what the learner did with the plan of each update ``k``."""
+    """Compare the learner's updates with the plan of each update ``k``."""
     random = np.random.default_rng(3)
     p, memory = dict(trace.p), None
     t = {n: v for n, v in p.items() if n.split(".")[0] in targets}

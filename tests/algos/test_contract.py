@@ -89,7 +89,7 @@ def test_each_loss_is_one_graph_for_all_seeds(algorithm, store_for, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["qr", "iqn", "fqf"])
-def test_a_policy_that_acts_by_quantiles_has_its_file_too(kind, discrete_store, tmp_path):
+def test_a_policy_that_acts_on_quantiles_can_be_exported(kind, discrete_store, tmp_path):
     algorithm = get("dqn")
     learner = cheap_learner(algorithm, discrete_store, {"q_function": kind, "n_critics": 2})
     learner.run(3)
@@ -100,7 +100,7 @@ def test_a_policy_that_acts_by_quantiles_has_its_file_too(kind, discrete_store, 
 
 
 @names
-def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_for):
+def test_it_is_documented_and_defined_in_the_file_of_its_name(algorithm, store_for):
     module = importlib.import_module(f"offrld.algos.{algorithm.name}")
     assert module.ALGORITHM is algorithm
     assert algorithm.summary
@@ -114,7 +114,7 @@ def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_fo
         algorithm.configure(preset=preset)
 
 
-def test_an_unknown_algorithm_is_answered_with_the_nearest():
+def test_an_unknown_algorithm_suggests_the_nearest():
     with pytest.raises(Unknown) as caught:
         get("td3bc")
     assert caught.value.hint == "did you mean 'td3_bc'?"

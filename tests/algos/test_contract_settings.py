@@ -1,6 +1,6 @@
 """Every setting of every algorithm matters: another value changes the update, the networks, the schedule or the policy.
 
-An algorithm's own settings are proved one by one. A component (encoder, optimiser, ...) is proved once, setting by setting, on one
+An algorithm's own settings are proved one by one. A component (encoder, optimizer, ...) is proved once, setting by setting, on one
 algorithm that has it; of every algorithm it is then enough to show that each of its components is read, and by its own networks.
 """
 
@@ -50,7 +50,7 @@ WHERE = {
 COMPONENTS = {kind: (algorithm.name, name) for algorithm, name, kind in reversed(SLOTS)} | WHERE
 INNER = [(kind, name) for kind in COMPONENTS for name in settings.describe(kind)]
 
-# The setting that shows that a component is read. A type that is new would show in the names of the optimiser's tensors alone.
+# The setting that shows that a component is read. A type that is new would show in the names of the optimizer's tensors alone.
 SHOWS = {Encoder: "activation", Optimizer: "weight_decay", RewardScaler: "multiplier"}
 # Settings that only images read, with a value that fits the small ones here; and those that types of other packages read.
 PIXELS = {(Encoder, "filters"): [4, 3, 2], (Encoder, "channels"): [2]}

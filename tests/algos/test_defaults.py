@@ -161,7 +161,7 @@ def test_every_algorithm_has_its_row():
 
 
 @pytest.mark.parametrize("name", D3RLPY)
-def test_preset_d3rlpy_is_what_d3rlpy_has(name):
+def test_preset_d3rlpy_equals_d3rlpys_defaults(name):
     config = get(name).configure(preset="d3rlpy")
     plain = encoders(config) if name not in (*CORL, "decision_transformer", "discrete_decision_transformer", "tacr") else {}
     check(config, {**plain, **D3RLPY[name]})
@@ -172,7 +172,7 @@ def test_preset_d3rlpy_is_what_d3rlpy_has(name):
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_preset_d3rlpy_v1_is_what_its_first_version_has(name):
+def test_preset_d3rlpy_v1_equals_its_first_versions_defaults(name):
     check(get(name).configure(preset="d3rlpy-v1"), {**D3RLPY[name], **FIRST[name]})
 
 
@@ -202,7 +202,7 @@ PROCGEN = {
 
 
 @pytest.mark.parametrize("name", PROCGEN)
-def test_preset_procgen_is_what_the_benchmark_has(name):
+def test_preset_procgen_equals_the_benchmarks_settings(name):
     check(get(name).configure(preset="procgen"), {**PROCGEN[name], "observation_scaler.type": "pixel"})
 
 
@@ -211,7 +211,7 @@ def test_behaviour_cloning_by_transformer_is_the_decision_transformer_without_re
     assert dataclasses.replace(with_returns, return_conditioned=False) == without
 
 
-def test_only_where_the_versions_differ_are_there_two_presets():
+def test_there_are_two_presets_only_if_the_versions_differ():
     assert {name for name, algorithm in ALGORITHMS.items() if "d3rlpy-v1" in algorithm.presets} == set(FIRST)
 
 

@@ -33,7 +33,7 @@ def soon(algorithm):
 
 
 @pytest.mark.parametrize("name", WITH_Q)
-def test_every_kind_of_q_function_trains_and_learns_something_else(name, store_for, inputs_of):
+def test_every_kind_of_q_function_trains_and_learns_differently(name, store_for, inputs_of):
     algorithm = get(name)
     store, found = store_for(algorithm), {}
     for kind in ("mean", "qr", "iqn", "fqf"):

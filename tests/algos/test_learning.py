@@ -26,7 +26,7 @@ def fill(path, action, episodes):
 
 
 def trained(name, store, steps, values, **inputs):
-    """A learner with small networks, in few updates."""
+    """Train a learner with small networks for few updates."""
     algorithm = get(name)
     small = {"batch_size": 64}
     for encoder in ("encoder", "actor_encoder", "critic_encoder", "value_encoder", "imitator_encoder", "dynamics_encoder"):
@@ -127,7 +127,7 @@ def narrow(tmp_path_factory):
         ("cql", 400, {**COOL, "alpha_learning_rate": 0.0, "initial_alpha": 1.0}),
     ],
 )
-def test_it_stays_where_the_data_is_though_more_is_promised_beyond(name, steps, values, narrow):
+def test_it_stays_within_the_data_although_values_look_better_beyond(name, steps, values, narrow):
     learner = trained(name, narrow, steps, values)
     action = learner.policy(0)(STATES)
     assert action.min() > 0.1, f"{name}: {action.tolist()}"
@@ -176,7 +176,7 @@ DISCRETE = {
 
 
 def values_in(learner, name):
-    """What it thinks of walking right in each cell."""
+    """Return the learned value of walking right in each cell."""
     params = {n: v[0].float() for n, v in learner.state.params.items()}
     seen = CELLS if learner.scalers.observation["observation"] is None else learner.scalers.observation["observation"](CELLS)
     return get(name).value(params, learner.config, learner.nets, seen, torch.ones(4, dtype=torch.int64))[0].detach()
@@ -240,7 +240,7 @@ def test_discrete_bcq_never_takes_an_action_that_the_data_lacks(tmp_path):
 
 
 # --- Models and evaluations ---
-def test_the_ensemble_learns_the_rewards_and_its_own_doubt(reaching):
+def test_the_ensemble_learns_the_rewards_and_its_own_uncertainty(reaching):
     learner = trained("ensemble_dynamics", reaching, 600, {"n_ensembles": 2, **SCALED})
     params = {n: v[0] for n, v in learner.state.params.items()}
     random = torch.Generator().manual_seed(0)
@@ -284,7 +284,7 @@ def test_fqe_of_a_continuous_policy(tmp_path):
 
 
 def _leftward(corridor):
-    """The corridor's store with every action a step to the left."""
+    """Return the corridor's store with every action replaced by a step to the left."""
     episodes = (corridor.read_episode(number) for number in range(20))
     changed = (
         Episode(observation=e.observation, action=np.zeros_like(e.action), reward=e.reward, terminated=e.terminated) for e in episodes
@@ -294,7 +294,7 @@ def _leftward(corridor):
 
 # --- Chance ---
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
-def test_random_policies_are_spread_as_they_say(distribution, reaching):
+def test_random_policies_have_the_configured_distribution(distribution, reaching):
     values = {} if distribution == "uniform" else {"distribution": "normal", "normal_std": 0.3}
     learner = offrld.train("random_policy", reaching, steps=1, config=values)
     seen = torch.rand(4000, 2, generator=torch.Generator().manual_seed(1))
@@ -315,7 +315,7 @@ def test_the_discrete_random_policy_takes_every_action_equally_often(discrete_st
     assert (share - 1 / 3).abs().max() < 0.03
 
 
-def test_every_algorithm_is_here_or_with_the_sequence_models():
+def test_every_algorithm_is_tested_here_or_with_the_sequence_models():
     here = {*CONTINUOUS, *DISCRETE, "ensemble_dynamics"}
     for name in ("bc", "fqe", "random_policy"):
         here |= {name, f"discrete_{name}"}

@@ -1,4 +1,4 @@
-"""Sequence models learn to do what they are asked for: the same policy gives a low return or a high one."""
+"""Sequence models learn to follow a target return: the same policy reaches a low return or a high one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def trained(name: str, store: EpisodeStore, values: dict, updates: int, path) ->
         ("discrete_decision_transformer", {"encoder.units": [32], "learning_rate": 3e-3, "warmup_tokens": 1000}, (0.0, 6.0, 12.0), 1.0),
     ],
 )
-def test_a_decision_transformer_reaches_the_return_that_it_is_asked_for(name, values, asked, tolerance, tmp_path):
+def test_a_decision_transformer_reaches_its_target_return(name, values, asked, tolerance, tmp_path):
     discrete = name.startswith("discrete")
     policy = trained(name, data(tmp_path / "store", discrete), values, 400, tmp_path / "policy.onnx")
     for target in asked:

@@ -96,7 +96,7 @@ def discrete_bcq(p, x):
 
 @kinds
 @pytest.mark.parametrize("shared", [True, False])
-def test_discrete_bcq_moves_values_and_imitator_by_one_optimiser(shared, kind, discrete_store):
+def test_discrete_bcq_updates_values_and_imitator_with_one_optimizer(shared, kind, discrete_store):
     values = {**Q, "target_update_interval": 3, "action_flexibility": 0.9, "beta": 0.3, "share_encoder": shared}
     trace = Trace("discrete_bcq", discrete_store, {**values, **KINDS[kind]}, 4)
 
@@ -107,7 +107,7 @@ def test_discrete_bcq_moves_values_and_imitator_by_one_optimiser(shared, kind, d
     assert any(n.startswith("imitator.encoder") for n in trace.p) is not shared
 
 
-def test_discrete_bcq_acts_by_the_best_of_the_likely_actions(discrete_store):
+def test_discrete_bcq_takes_the_best_of_the_likely_actions(discrete_store):
     values = {**Q, "action_flexibility": 0.8, "share_encoder": False}
     trace, random = Trace("discrete_bcq", discrete_store, values, 0), np.random.default_rng(0)
     p, x = {n: random.normal(size=v.shape) for n, v in trace.p.items()}, Inputs(config=trace.config)

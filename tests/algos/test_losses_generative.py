@@ -44,7 +44,7 @@ def bcq_actor(p, x):
 
 
 @kinds
-def test_bcq_trains_the_model_alone_then_the_rest_beside_it(kind, continuous_store):
+def test_bcq_trains_the_model_alone_and_then_all_networks(kind, continuous_store):
     values = {"n_action_samples": 4, "rl_start_step": 2, "update_actor_interval": 3, "action_flexibility": 0.3, "lam": 0.6, "beta": 0.7}
     trace = Trace("bcq", continuous_store, {**RATES, **KINDS[kind], **values}, 4)
 
@@ -120,7 +120,7 @@ def bear_plan(k):
         Move("temp", ("temp",), 0.04, bear_temperature),
         Move("alpha", ("alpha",), 0.05, bear_alpha),
         Move("critic", ("critic",), 0.02, bear_critic),
-        # One optimiser in both phases.
+        # One optimizer in both phases.
         Move("warmup", ("actor",), 0.01, bear_constraint, moments="actor") if k < 2 else Move("actor", ("actor",), 0.01, bear_actor),
         Clamp("alpha.log", -5, 10),
         Follow({"critic": 0.1}),
@@ -129,13 +129,13 @@ def bear_plan(k):
 
 @kinds
 @pytest.mark.parametrize("kernel", ["laplacian", "gaussian"])
-def test_bear_nears_the_data_first_and_then_climbs_too(kernel, kind, continuous_store):
+def test_bear_first_approaches_the_data_and_then_also_maximises_values(kernel, kind, continuous_store):
     trace = Trace("bear", continuous_store, {**BEAR, **KINDS[kind], "mmd_kernel": kernel}, 4)
     replay(trace, bear_plan, ("critic",))
 
 
 @pytest.mark.parametrize(("initial", "threshold"), [(np.exp(9.99), -5.0), (np.exp(-4.99), 5.0)])
-def test_the_dual_variable_of_bear_is_used_and_kept_within_its_limits(initial, threshold, continuous_store):
+def test_the_dual_variable_of_bear_is_used_and_stays_within_its_limits(initial, threshold, continuous_store):
     values = {"initial_alpha": float(initial), "alpha_threshold": threshold}
     trace = Trace("bear", continuous_store, {**BEAR, **values}, 3)
     assert trace.after[-1][0]["alpha.log"] == (10.0 if initial > 1 else -5.0)

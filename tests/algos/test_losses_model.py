@@ -229,7 +229,7 @@ MODEL = {
         ("combo", combo_critic(soft_target), {"n_action_samples": 2, "soft_q_backup": True}),
     ],
 )
-def test_training_on_what_a_model_imagines(name, critic, values, n_steps, continuous_store, drawn):
+def test_training_on_imagined_transitions(name, critic, values, n_steps, continuous_store, drawn):
     trace = Trace(name, continuous_store, {**MODEL, **values, "n_steps": n_steps, "dynamics_steps": 2}, 7)
     config, numbers, rows = trace.config, iter(drawn), store_rows(continuous_store)
 

@@ -37,7 +37,7 @@ def test_sac(kind, continuous_store):
     replay(trace, lambda k: [Move("critic", ("critic",), 0.02, soft_critic), *SAC_TAIL], ("critic",))
 
 
-def test_sac_keeps_its_temperature_without_a_rate(continuous_store):
+def test_sac_keeps_its_temperature_at_learning_rate_zero(continuous_store):
     trace = Trace("sac", continuous_store, {**RATES, "temp_learning_rate": 0.0}, 2)
     replay(trace, lambda k: [Move("critic", ("critic",), 0.02, soft_critic), *SAC_TAIL[1:]], ("critic",))
 
@@ -81,7 +81,7 @@ def test_sac_n_and_edac_move_temperature_policy_and_critics_in_this_order(name, 
 
 
 @pytest.mark.parametrize("name", ["sac_n", "edac"])
-def test_large_ensembles_start_as_edac_does(name, continuous_store):
+def test_large_ensembles_have_edacs_initialisation(name, continuous_store):
     p = Trace(name, continuous_store, {"n_critics": 4}, 0).p
     biases = [value for key, value in p.items() if ".encoder." in key and key.endswith(".bias")]
     assert len(biases) == 2 * (4 + 1)
@@ -159,20 +159,20 @@ def cql_plan(critic):
 @pytest.mark.parametrize(
     ("target", "values"), [(greedy_target, {}), (soft_target, {"soft_q_backup": True}), (best_target, {"max_q_backup": True})]
 )
-def test_cql_by_each_of_its_targets(target, values, kind, continuous_store):
+def test_cql_with_each_kind_of_target(target, values, kind, continuous_store):
     trace = Trace("cql", continuous_store, {**CQL, **KINDS[kind], **values}, 2)
     assert trace.p["alpha.log"] == pytest.approx(np.log(0.6))
     replay(trace, cql_plan(conservative_critic(target)), ("critic",))
 
 
 @pytest.mark.parametrize("name", ["cql", "cal_ql"])
-def test_a_fixed_dual_variable_stays_what_it_was(name, continuous_store):
+def test_a_fixed_dual_variable_does_not_change(name, continuous_store):
     trace = Trace(name, continuous_store, {**CQL, "alpha_learning_rate": 0.0}, 2)
     critic = conservative_critic(greedy_target, name == "cal_ql")
     replay(trace, lambda k: [step for step in cql_plan(critic)(k) if getattr(step, "name", "") != "alpha"], ("critic",))
 
 
-def test_a_runaway_dual_variable_is_cut_and_then_no_longer_moves(continuous_store):
+def test_a_diverging_dual_variable_is_clipped_and_stops_moving(continuous_store):
     trace = Trace("cql", continuous_store, {**CQL, "initial_alpha": 1e7}, 2)
     assert trace.after[1][0]["alpha.log"] == trace.p["alpha.log"]
     replay(trace, cql_plan(conservative_critic(greedy_target)), ("critic",))

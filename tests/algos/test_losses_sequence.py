@@ -168,7 +168,7 @@ def q_of(params, member, observation, action):
     return (w[f"critic.{member}.head.weight"] @ hidden + w[f"critic.{member}.head.bias"])[0]
 
 
-def test_tacr_actor_weighs_the_least_value_against_imitation(continuous_store):
+def test_tacr_actor_weighs_the_minimum_value_against_imitation(continuous_store):
     case = tacr_case(continuous_store)
     action, qs, errors = case.predictions(), [], []
     for b, t in np.argwhere(case.batch.mask.numpy() > 0):
@@ -201,7 +201,7 @@ def test_tacr_critic_takes_the_next_steps_own_action_and_sees_the_ends(continuou
     assert case.loss(step=1)[0] == pytest.approx(np.mean(errors), rel=1e-9)
 
 
-def test_tacr_critic_learns_from_nothing_behind_padding(continuous_store):
+def test_tacr_critic_ignores_padding(continuous_store):
     case = tacr_case(continuous_store, "qr")
     expected = case.loss(step=1)[0]
     padding = case.batch.mask == 0

@@ -97,7 +97,7 @@ def test_td3_and_its_relatives_move_policy_and_targets_every_interval(name, crit
     replay(trace, td3_plan(critic, actor, 3), ("actor", "critic"))
 
 
-def test_prdc_holds_the_policy_near_its_nearest_neighbour(continuous_store):
+def test_prdc_keeps_the_policy_near_its_nearest_neighbour(continuous_store):
     mean, std = np.array([0.2, 3.1, 0.05]), np.array([1.1, 4.9, 0.12])
     scaler = {"observation_scaler": "standard", "observation_scaler.mean": mean.tolist(), "observation_scaler.std": std.tolist()}
     trace = Trace("prdc", continuous_store, {**RATES, **scaler, "beta": 0.7, "update_actor_interval": 2}, 3)

@@ -1,4 +1,4 @@
-"""Which networks train and which are only asked: dropout acts in the networks that a step moves, and in no other."""
+"""Training and evaluation mode: dropout acts only in the networks that a step optimizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_only_the_networks_that_a_step_moves_drop_features(name, store_for):
+def test_only_the_networks_that_a_step_optimizes_drop_features(name, store_for):
     algorithm, seen = ALGORITHMS[name], {}
     values = {f"{encoder}.dropout": 0.5 for encoder in ENCODERS if hasattr(algorithm.config, encoder)}
     config = algorithm.configure({"batch_size": 8, **values, **{f"{e.split('.')[0]}.units": [8] for e in values}})
@@ -52,7 +52,7 @@ def test_only_the_networks_that_a_step_moves_drop_features(name, store_for):
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_policys_loss_asks_networks_that_do_not_drop_features(name, store_for):
+def test_a_policys_loss_evaluates_other_networks_without_dropout(name, store_for):
     algorithm, seen = ALGORITHMS[name], []
     values = {f"{encoder}.dropout": 0.5 for encoder in ENCODERS[1:] if hasattr(algorithm.config, encoder)}
     config = algorithm.configure({"batch_size": 8, **values})

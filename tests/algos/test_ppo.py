@@ -1,4 +1,4 @@
-"""PPO where it plays: its updates against an independent computation, its settings, resuming, its policy file, and that it learns."""
+"""PPO: its updates against an independent computation, its settings, resuming, its policy file, and that it learns."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_an_update_equals_torchs_own_classes(discrete):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("frames", [1, 3])
-def test_what_is_learned_from_is_what_was_played(count, frames, tmp_path):
+def test_training_uses_exactly_the_steps_of_the_rollout(count, frames, tmp_path):
     # The store that kept the play is what everything is computed from once more.
     values = {"normalize_advantage": False, "epochs": 1, "batch_size": 24 * count, "rollout_steps": 24, "gamma": 0.9, "frame_stack": frames}
     env = functools.partial(Cliff, discrete=True)
@@ -255,7 +255,7 @@ def test_images_go_through_the_residual_network(tmp_path):
 
 
 def test_a_dataset_is_refused(discrete_store):
-    with pytest.raises(InvalidInput, match="learns from its own play"):
+    with pytest.raises(InvalidInput, match="learns from its own rollouts"):
         build("ppo", discrete_store)
 
 
@@ -265,7 +265,7 @@ def test_environments_that_spend_a_step_on_their_reset_are_refused():
         OnPolicy(made().learner, envs)
 
 
-def test_environments_that_reset_within_the_step_give_the_same_play():
+def test_environments_that_reset_within_the_step_give_the_same_rollout():
     envs = SyncVectorEnv([functools.partial(Cliff, discrete=True)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     given, own = OnPolicy(made().learner, envs), made()
     assert given.round() == own.round()
@@ -287,7 +287,7 @@ def test_it_balances_the_pole():
     assert np.mean([episode.reward.sum() for episode in episodes]) >= 475
 
 
-def test_fit_online_plays_where_the_algorithm_does(tmp_path):
+def test_fit_online_works_for_an_on_policy_algorithm(tmp_path):
     learner = build("ppo", gymnasium.make("CartPole-v1"), config={"rollout_steps": 64, "encoder.units": [16]}, device="cpu")
     epochs = learner.fit_online("CartPole-v1", tmp_path / "play", steps=256, steps_per_epoch=128, envs=2)
     assert [epoch for epoch, _ in epochs] == [1, 2]

@@ -1,4 +1,4 @@
-"""A back-up of a daemon with real workers that train and append meanwhile: what is restored is whole, and ends as it would have."""
+"""A backup of a daemon with real workers that train and append meanwhile: what is restored is whole, and ends as it would have."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ def test_a_device_that_is_not_there(client):
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("this machine has a card")
+        pytest.skip("this machine has a GPU")
     error = refused(lambda: client.submit("td3_bc", dataset="before-torque", steps=10, device="cuda"), "--device cpu")
-    assert "card" in error.message
+    assert "finds no GPU" in error.message or "has none" in error.message
 
 
 def test_training_online_with_the_wrong_actions_or_into_another_dataset(client):

@@ -120,14 +120,14 @@ def test_ppo_trains_by_its_own_play_and_its_episodes_can_be_had(client, offrl_cl
     assert policy.discrete and policy.env_id == "CartPole-v1"
     alone = client.train_online("ppo", env="Pendulum-v1", steps=64, config={"rollout_steps": 64, "encoder.units": [16]})
     assert alone.wait().dataset is None
-    for options, says in (({"into": dataset, "epsilon": 0.1}, "ppo takes no epsilon"), ({"limit": 5}, "limit=5 is of a dataset")):
+    for options, says in (({"into": dataset, "epsilon": 0.1}, "ppo takes no epsilon"), ({"limit": 5}, "limit=5 applies to a dataset")):
         with pytest.raises(InvalidInput, match=says):
             client.train_online("ppo", env="CartPole-v1", **options)
     with pytest.raises(InvalidInput, match="no dataset is named"):
         client.train_online("dqn", env="CartPole-v1")
     with pytest.raises(InvalidInput, match="dqn takes no envs"):
         client.train_online("dqn", env="CartPole-v1", into=name(), envs=2)
-    with pytest.raises(InvalidInput, match="ppo learns from its own play, not from a dataset"):
+    with pytest.raises(InvalidInput, match="ppo learns from its own rollouts, not from a dataset"):
         client.submit("ppo", dataset=dataset)
 
 
@@ -146,6 +146,6 @@ def test_what_cannot_be_is_said_in_one_line(client, offrl_cli, tmp_path):
     client.collect("CartPole-v1", into=dataset, steps=20).wait()
     with pytest.raises(InvalidInput, match="the dataset is of CartPole-v1, the steps are of Pendulum-v1"):
         client.collect("Pendulum-v1", into=dataset, steps=20)
-    with pytest.raises(Conflict, match="a limit is for a new one"):
+    with pytest.raises(Conflict, match="a limit is only for a new one"):
         client.collect("CartPole-v1", into=dataset, steps=20, limit=10)
     assert client.datasets.show(dataset).transitions == 20

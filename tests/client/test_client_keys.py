@@ -132,5 +132,5 @@ def test_the_doctor_leaves_nothing_behind_that_its_key_may_not_remove(box, url, 
     assert cli("datasets", "ls", "--json").json == []
     monkeypatch.setenv("OFFRL_KEY", "visitor.key")
     found = {check["name"]: check for check in cli("doctor", "--json").json["checks"]}
-    assert "may not run `offrl doctor`: that needs the role submitter" in found["service"]["message"]
+    assert "may not run `offrl doctor`: this requires the role submitter" in found["service"]["message"]
     assert (found["service"]["status"], found["training"]["status"]) == ("warn", "warn")

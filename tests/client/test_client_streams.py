@@ -41,7 +41,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_status_1(command, daemo
     assert full.stderr.splitlines()[-1].startswith("error: cannot write to stdout: No space left on device; lost: ")
     closed = shell(f"{line} >&-", daemon.url)
     assert closed.returncode == 1
-    assert closed.stderr == "error: stdout is closed; let it go to a file or to /dev/null\n"
+    assert closed.stderr == "error: stdout is closed; redirect it to a file or to /dev/null\n"
 
 
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "<&-", "2>&- <&-"])
@@ -68,7 +68,7 @@ def test_what_is_lost_is_said(daemon):
 def test_bytes_of_a_file_that_is_lost_are_not_shown(daemon):
     copies = "from offrl.streams import run; import sys; run(lambda: sys.stdout.buffer.write(bytes(range(256)) * 64))"
     ran = shell(f'"$PY" -c "{copies}" > /dev/full', daemon.url)
-    assert ran.stderr == "error: cannot write to stdout: No space left on device; let stdout go to another place\n"
+    assert ran.stderr == "error: cannot write to stdout: No space left on device; redirect stdout to another place\n"
 
 
 def test_a_reader_that_has_gone_is_no_word(daemon):

@@ -152,7 +152,7 @@ def test_a_learner_goes_on_from_offline_training(tmp_path):
 
 
 def test_a_saved_learner_goes_on_online(tmp_path):
-    """From a checkpoint alone, with its networks, optimisers and step; the collected episodes are a dataset."""
+    """From a checkpoint alone, with its networks, optimizers and step; the collected episodes are a dataset."""
     learner = learner_for("dqn", Choices())
     learner.fit_online(Choices(), steps=210)
     learner.save(tmp_path / "checkpoint.safetensors")

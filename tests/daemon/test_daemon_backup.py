@@ -1,4 +1,4 @@
-"""A back-up of a working daemon, and a daemon started on the restored state folder."""
+"""A backup of a working daemon, and a daemon started on the restored state folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frozen(daemon: Daemon) -> list[Path]:
 
 @pytest.fixture
 def restored(new_daemon):
-    """Restore a back-up into the folder of a new daemon, which is not started yet."""
+    """Restore a backup into the folder of a new daemon, which is not started yet."""
 
     def restore(source: Path) -> Daemon:
         daemon = new_daemon()
@@ -111,7 +111,7 @@ def test_abandoned_back_ups_are_bounded_and_deleted(new_daemon) -> None:
     daemon = new_daemon().start()
     for _ in range(4):
         daemon.ask(wire.BeginBackup())
-    with pytest.raises(Conflict, match="4 back-ups are being copied"):
+    with pytest.raises(Conflict, match="4 backups are being copied"):
         daemon.ask(wire.BeginBackup())
     old = frozen(daemon)[0]
     os.utime(old, (1, 1))
@@ -139,7 +139,7 @@ def test_keys_are_in_a_back_up_on_request_only_and_private(new_daemon, tmp_path:
 
 @pytest.fixture(scope="module")
 def made(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A back-up."""
+    """A backup."""
     daemon = Daemon(folders()).start()
     try:
         daemon.wait(daemon.train(daemon.dataset("data")))

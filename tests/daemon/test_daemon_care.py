@@ -187,7 +187,7 @@ def test_a_damaged_database_is_found(folders: Callable[[], Path]) -> None:
     found = checkup.database(db)
     db.close()
     assert found.status == "fail"
-    assert "back-up" in found.hint
+    assert "backup" in found.hint
 
 
 # ------------------------------------------------------------------------------------------------------------------- settings

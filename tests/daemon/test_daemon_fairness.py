@@ -194,7 +194,7 @@ def test_nobody_evicts_episodes_of_another_owner_s_dataset(db: Connection, tmp_p
     spec = CollectSpec(env="CartPole-v1", dataset="soon", steps=10, limit=100)
     do(db, queue.submit, spec, owner="arm1")
     roles.check_append(db, state, "soon", ARM1)
-    with pytest.raises(NotAllowed, match="is being made by 'arm1'"):
+    with pytest.raises(NotAllowed, match="is being created by 'arm1'"):
         roles.check_append(db, state, "soon", ARM2)
 
 

@@ -248,7 +248,7 @@ def test_the_user_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
     assert arm2.datasets.show("of-arm1").owner == "arm1"
     with pytest.raises(NotAllowed, match=r"'arm2'.* its own datasets only: 'of-arm1' belongs to 'arm1'"):
         arm2.datasets.rm("of-arm1")
-    with pytest.raises(NotAllowed, match="may not remove datasets: that needs the role submitter"):
+    with pytest.raises(NotAllowed, match="may not remove datasets: this requires the role submitter"):
         looks.datasets.rm("of-arm1")
     arm1.datasets.rm("of-arm1")
     arm1.request(wire.OpenUpload(upload="up-left", files=[empty.model_copy(update={"size": 1})]))
@@ -259,7 +259,7 @@ def test_the_user_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
 
 def test_a_reader_is_refused_before_anything_happens(keyed: Keyed) -> None:
     reader = keyed.client("only-looks", "reader")
-    with pytest.raises(NotAllowed, match=r"key 'only-looks' \(reader\) may not submit: that needs the role submitter"):
+    with pytest.raises(NotAllowed, match=r"key 'only-looks' \(reader\) may not submit: this requires the role submitter"):
         reader.request(wire.Submit(spec=ImportSpec(dataset="sneaked", upload="u")))
     assert all(job.last.dataset != "sneaked" for job in reader.jobs("all"))
 

@@ -175,7 +175,7 @@ def test_a_train_job_submitted_while_its_dataset_is_imported_waits_for_it(daemon
     job = daemon.train("pending")
     info = daemon.job(job)
     assert (info.state, info.after, info.reason) == ("queued", [pending], f"waits for {pending}")
-    with pytest.raises(Conflict, match="is being made by job"):
+    with pytest.raises(Conflict, match="is being created by job"):
         daemon.import_("pending")
     for name in blocker:
         daemon.control(name, "cancel")

@@ -168,7 +168,7 @@ def test_jobs_run_side_by_side_as_long_as_cpu_threads_are_free(new_daemon) -> No
     assert daemon.wait(small).state == "succeeded"
     assert daemon.job(running[0]).state == "running"
     daemon.control(running[0], "cancel")
-    with pytest.raises(InvalidInput, match="threads = 5, but the jobs of this service have 4"):
+    with pytest.raises(InvalidInput, match="threads = 5, but all jobs of this service together have 4"):
         daemon.train(data, threads=5)
 
 
@@ -192,9 +192,9 @@ def test_jobs_are_placed_on_the_cards_and_each_sees_only_its_own(new_daemon) -> 
     for job in (first, third, fourth):
         daemon.control(job, "cancel")
     assert daemon.wait(daemon.train(data, device="cuda:1")).state == "succeeded"
-    with pytest.raises(InvalidInput, match="cuda:2, but there are 2 cards"):
+    with pytest.raises(InvalidInput, match="cuda:2, but there are 2 GPUs"):
         daemon.train(data, device="cuda:2")
-    with pytest.raises(InvalidInput, match="asks for 20000 MB of a card, the largest that it may take has 10000 MB"):
+    with pytest.raises(InvalidInput, match="requests 20000 MB of GPU memory, but the largest GPU that it may use has 10000 MB"):
         daemon.train(data, gpu_memory_mb=20_000)
 
 
@@ -207,5 +207,5 @@ def test_a_job_that_fits_nowhere_any_more_fails_and_says_why(new_daemon) -> None
     daemon.start()
     info = daemon.wait(job)
     assert (info.state, info.attempt) == ("failed", 0)
-    assert "device cuda:1, but there are 1 cards" in info.reason
+    assert "device cuda:1, but there are 1 GPUs" in info.reason
     assert daemon.wait(after).state == "succeeded"

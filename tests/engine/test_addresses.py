@@ -1,4 +1,4 @@
-"""Where memory happened to be free decides no bit of a run: batches begin on a boundary, and so does what a product reads."""
+"""Memory addresses never affect the bits of a run: batches and the operands of products start on a boundary."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shifted(batch, offset: int):
 @pytest.mark.parametrize("feed", ["host", "prefetch", "resident"])
 @pytest.mark.parametrize("values", [{}, {"frame_stack": 1}, {"observation_scaler": "standard"}], ids=str)
 @pytest.mark.parametrize("stacked", [False, True])
-def test_every_batch_begins_on_a_boundary_whatever_feeds_it(feed, values, stacked, continuous_store):
+def test_every_batch_starts_on_a_boundary_with_every_feed(feed, values, stacked, continuous_store):
     learner = cheap_learner(ALGORITHMS["td3_bc"], continuous_store, {**ODD, **values}, seeds=[0, 3], feed=feed, stacked=stacked)
     for k in range(3):
         for batch in learner.trainer.batches(k):
@@ -55,7 +55,7 @@ def test_every_batch_begins_on_a_boundary_whatever_feeds_it(feed, values, stacke
 
 @pytest.mark.parametrize("linear", LINEARS)
 @pytest.mark.parametrize("name", NAMES)
-def test_updates_have_the_same_bits_wherever_their_batches_lie(name, linear, store_for):
+def test_updates_have_the_same_bits_at_any_address_of_their_batches(name, linear, store_for):
     algorithm = ALGORITHMS[name]
     right, *others = (cheap_learner(algorithm, store_for(algorithm), ODD, linear=linear) for _ in range(3))
     for k in range(3):
@@ -69,7 +69,7 @@ def test_updates_have_the_same_bits_wherever_their_batches_lie(name, linear, sto
 
 
 @pytest.mark.parametrize("linear", LINEARS)
-def test_a_batch_of_numpy_arrays_gives_the_same_bits_wherever_they_lie(linear, continuous_store):
+def test_a_batch_of_numpy_arrays_gives_the_same_bits_at_any_address(linear, continuous_store):
     one, other = (cheap_learner(ALGORITHMS["td3_bc"], continuous_store, ODD, linear=linear) for _ in range(2))
     sampler = continuous_store.transitions(batch_size=3, seed=0, frame_stack=3)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_batch_of_numpy_arrays_gives_the_same_bits_wherever_they_lie(linear, c
 
 
 @pytest.mark.parametrize("linear", LINEARS)
-def test_a_seed_among_others_reads_its_part_of_the_state_as_it_would_alone(linear, continuous_store):
+def test_a_seed_among_others_gives_the_same_bits_as_alone(linear, continuous_store):
     """Its parameters lie behind those of the others, off every boundary where their sizes are odd."""
     values = {"batch_size": 1, "actor_encoder.units": [5, 7], "critic_encoder.units": [5, 7]}
     together = cheap_learner(ALGORITHMS["td3_bc"], continuous_store, values, seeds=[4, 9], linear=linear)

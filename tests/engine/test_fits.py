@@ -1,4 +1,4 @@
-"""What can be said of a dataset and settings before training: actions that no policy gives, images too small for the filters."""
+"""Checks of dataset and settings before training: actions that no policy can output, images too small for the filters."""
 
 import gymnasium.spaces as spaces
 import numpy as np
@@ -31,7 +31,7 @@ VECTOR = Field("float32", (3,))
         ({"a": VECTOR, "b": VECTOR}, {}, "several action fields (a, b)"),
     ],
 )
-def test_actions_that_no_policy_gives_are_refused_in_one_line(action, metadata, said):
+def test_actions_that_no_policy_can_output_are_refused_in_one_line(action, metadata, said):
     with pytest.raises(InvalidInput) as refused:
         check_fits(Schema(VECTOR, action, metadata=metadata), {}, algorithm="td3_bc", actions="continuous")
     assert said in str(refused.value)
@@ -47,7 +47,7 @@ def test_actions_of_the_other_kind_are_refused():
 
 
 @pytest.mark.parametrize("action", [Field("int64", (2,), low=0, high=10), Field("float32", (2,), low=-1, high=1), Field("float32", (2,))])
-def test_vectors_of_numbers_are_taken(action):
+def test_vectors_of_numbers_are_accepted(action):
     check_fits(Schema(VECTOR, action), {}, algorithm="td3_bc", actions="continuous")
 
 

@@ -1,4 +1,4 @@
-"""Training loops and single updates in-process: what is trained on, what is reported, and what a run may be made of."""
+"""In-process training loops and single updates: their data, their reports, and the sources of a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_epoch_is_a_pass_over_all_transitions_each_time_in_another_order(cont
     assert len(rows_seen(learner, epochs=1, shuffle=False)) == count
 
 
-def test_chosen_episodes_and_transitions_alone_are_trained_on(continuous_store):
+def test_training_uses_only_the_chosen_episodes_and_transitions(continuous_store):
     table = continuous_store.episode_table
     learner = build("bc", continuous_store)
 
@@ -83,7 +83,7 @@ def test_chosen_episodes_and_transitions_alone_are_trained_on(continuous_store):
         learner.fit(5, epochs=1)
 
 
-def test_what_is_told_after_an_epoch(continuous_store, tmp_path):
+def test_what_is_reported_after_an_epoch(continuous_store, tmp_path):
     learner, calls, logged, out = build("td3_bc", continuous_store, holdout=0.25), [], [], io.StringIO()
     epochs = learner.fit(
         6,
@@ -130,7 +130,7 @@ def test_the_generator_lets_settings_change_between_epochs(continuous_store):
     learner.run(1)
 
 
-def test_chosen_episodes_stay_chosen_when_settings_change_between_epochs(continuous_store):
+def test_the_choice_of_episodes_survives_a_change_of_settings_between_epochs(continuous_store):
     learner, rows = build("td3_bc", continuous_store), set()
 
     def callback(learner, epoch, step):
@@ -163,7 +163,7 @@ def test_a_refused_change_of_settings_leaves_no_trace(values, continuous_store, 
 
 
 @pytest.mark.parametrize("name", ["td3_bc", "iql", "cal_ql", "discrete_cql", "decision_transformer"])
-def test_an_update_on_the_stores_batch_is_that_of_run(name, store_for):
+def test_an_update_on_the_stores_batch_equals_that_of_run(name, store_for):
     algorithm = ALGORITHMS[name]
     store = store_for(algorithm)
     config = {**CHEAP, **({"reward_scaler.type": "multiply", "reward_scaler.multiplier": 3.0, "n_steps": 3} if name == "iql" else {})}
@@ -184,7 +184,7 @@ def test_an_update_on_the_stores_batch_is_that_of_run(name, store_for):
     assert by_hand.step == 4
 
 
-def test_a_given_batch_must_have_what_is_read(continuous_store):
+def test_a_callers_batch_must_have_the_required_fields(continuous_store):
     learner = build("td3_bc", continuous_store)
     with pytest.raises(InvalidInput, match=r"observation 'observation' of the batch is \[16, 6\], \[16, 3\] is needed"):
         learner.update(continuous_store.transitions(16, seed=0, frame_stack=2).sample())
@@ -216,7 +216,7 @@ def test_a_given_batch_must_have_what_is_read(continuous_store):
         ),
     ],
 )
-def test_a_given_batch_that_torch_would_broadcast_or_cut_is_refused_and_nothing_moves(continuous_store, change, words):
+def test_a_callers_batch_that_torch_would_broadcast_or_cut_is_refused_and_nothing_changes(continuous_store, change, words):
     learner = build("td3_bc", continuous_store)
     before, batch = learner.predict(np.zeros((1, 3))), continuous_store.transitions(16, seed=0).sample()
     with pytest.raises(InvalidInput, match=words):
@@ -225,7 +225,7 @@ def test_a_given_batch_that_torch_would_broadcast_or_cut_is_refused_and_nothing_
     assert np.array_equal(learner.predict(np.zeros((1, 3))), before)
 
 
-def test_choices_of_a_given_batch_must_be_there(discrete_store):
+def test_discrete_actions_of_a_callers_batch_must_exist(discrete_store):
     learner = build("discrete_bc", discrete_store)
     batch = discrete_store.transitions(8, seed=0).sample()
     size = learner.space_.action_size
@@ -237,7 +237,7 @@ def test_choices_of_a_given_batch_must_be_there(discrete_store):
         learner.update({"observation": batch.observation})
 
 
-def test_a_run_that_is_not_one_is_refused_in_one_line(continuous_store):
+def test_an_invalid_source_run_is_refused_in_one_line(continuous_store):
     learner = build("td3_bc", continuous_store)
     for other, words in (("a text", "given as a str"), (None, "given as a NoneType"), ([], "has no seed"), ({}, "given as a dict")):
         with pytest.raises(InvalidInput, match=words):
@@ -253,17 +253,17 @@ def test_a_run_that_is_not_one_is_refused_in_one_line(continuous_store):
         {"holdout": -1}, {"holdout": float("nan")}, {"dtype": torch.int32}, {"dtype": "float32"},
     ],
 )  # fmt: skip
-def test_an_argument_of_the_wrong_kind_is_one_line(continuous_store, options):
+def test_an_argument_of_the_wrong_type_gives_a_one_line_error(continuous_store, options):
     with pytest.raises(InvalidInput) as caught:
         build("bc", continuous_store, **options)
     assert next(iter(options)) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_evaluator_that_gives_no_number_is_named_and_numpys_numbers_are_taken(continuous_store):
+def test_an_evaluator_that_returns_no_number_is_named_and_numpys_numbers_are_accepted(continuous_store):
     learner = build("bc", continuous_store)
     for evaluator in (lambda learner, episodes: None, lambda learner, episodes: {"first": 1.0}):
-        with pytest.raises(InvalidInput, match="the evaluator 'error' gives"):
+        with pytest.raises(InvalidInput, match="the evaluator 'error' returned"):
             learner.fit(1, evaluators={"error": evaluator})
     learner.fit(np.int64(2), steps_per_epoch=np.int32(1))
     assert learner.step == 4
@@ -283,7 +283,7 @@ def test_export_replaces_a_file_unless_that_is_refused(continuous_store, tmp_pat
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_not_acted_on(continuous_store, discrete_store, value):
+def test_non_finite_observations_are_refused(continuous_store, discrete_store, value):
     for name, store in (("td3_bc", continuous_store), ("discrete_bc", discrete_store)):
         learner = build(name, store)
         observation = np.zeros((2, *learner.space_.observation["observation"][1]), np.float32)
@@ -331,7 +331,7 @@ def test_predict_sample_and_values(continuous_store, discrete_store):
         soft.predict_value(y[:2], [0, 3])
 
 
-def test_a_learner_is_made_of_an_environment_or_of_shapes_and_loaded_without_data(continuous_store, tmp_path):
+def test_a_learner_is_created_from_an_environment_or_shapes_and_loaded_without_data(continuous_store, tmp_path):
     import gymnasium
 
     with gymnasium.make("Pendulum-v1") as env:
@@ -386,7 +386,7 @@ def test_copies_between_learners(continuous_store):
     assert all(torch.equal(before[name], value) for name, value in small.state.tensors().items())
 
 
-def test_a_run_starts_from_another_ones_networks(continuous_store, discrete_store, tmp_path):
+def test_a_run_starts_from_another_runs_networks(continuous_store, discrete_store, tmp_path):
     source = build("iql", continuous_store, {**CHEAP, "observation_scaler": "standard"}, seeds=[1, 2])
     source.run(5)
     source.save(tmp_path / "s.safetensors")
@@ -425,7 +425,7 @@ def test_guards_in_process(continuous_store, tmp_path):
     assert list(offrld.load(tmp_path / "c.safetensors").guard.stopped) == [1]
 
 
-def test_classic_mistakes_are_told_before_the_first_update(tmp_path):
+def test_classic_mistakes_are_reported_before_the_first_update(tmp_path):
     from offrl_store import Episode, Field, Schema
 
     def warnings(scale=1.0, reward=None, steps=40, episodes=3, action=1.0, terminated=True, **config):
@@ -465,7 +465,7 @@ def test_another_store_is_refused_on_loading(continuous_store, tmp_path):
         offrld.load(tmp_path / "c.safetensors", other)
 
 
-def test_the_step_can_be_set_and_is_kept_in_the_checkpoint(continuous_store, tmp_path):
+def test_the_step_can_be_set_and_is_saved_in_the_checkpoint(continuous_store, tmp_path):
     straight, jumped = build("bc", continuous_store), build("bc", continuous_store)
     straight.run(3)
     jumped.step = 2
@@ -482,8 +482,8 @@ def test_the_step_can_be_set_and_is_kept_in_the_checkpoint(continuous_store, tmp
     assert same_state(straight, jumped)
 
 
-@pytest.mark.parametrize(("name", "text"), [("gpu", "no device 'gpu'"), ("cuda:97", "'cuda:97' is not there")])
-def test_a_device_that_is_not_there_is_named(name, text, continuous_store):
+@pytest.mark.parametrize(("name", "text"), [("gpu", "unknown device 'gpu'"), ("cuda:97", "'cuda:97' does not exist")])
+def test_a_missing_device_is_named(name, text, continuous_store):
     with pytest.raises(InvalidInput, match=text):
         build("bc", continuous_store, device=name)
     assert build("bc", continuous_store, device="cpu").step == 0

@@ -1,4 +1,4 @@
-"""Many updates at once: a chunk gives the bits of the ordinary loop, reads nothing back, and ends where something else is due."""
+"""Many updates at once: a chunk gives the same bits as the ordinary loop, reads no values back, and ends before any other event."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def learner_of(algorithm, store, values=None, **options):
 
 
 def chunked(learner, length, *, met=1):
-    """The learner, training by chunks that run without a graph."""
+    """Make the learner train in chunks that run without a graph."""
     seen = []
 
     def capture(chunk):
@@ -46,7 +46,7 @@ def chunked(learner, length, *, met=1):
 
 
 class Always(dict):
-    """Every pattern was met often enough."""
+    """Report every pattern as frequent enough to capture."""
 
     def __init__(self, times):
         super().__init__()
@@ -84,7 +84,7 @@ def test_chunks_give_the_bits_of_single_updates(algorithm, stacked, store_for):
 
 @pytest.mark.parametrize("linear", ["torch", "onednn"])
 @pytest.mark.parametrize("name", KINDS)
-def test_chunks_multiply_as_single_updates_do_and_each_of_their_batches_lies_as_one_drawn_by_itself(name, linear, store_for):
+def test_chunks_multiply_as_single_updates_do_and_align_each_batch_like_a_single_one(name, linear, store_for):
     algorithm, begins = ALGORITHMS[name], set()
     values = {"batch_size": 3}  # of 3 x 3 numbers, so that the next batch in a chunk begins off every boundary
     single, together = (learner_of(algorithm, store_for(algorithm), values, seeds=[0, 3], linear=linear) for _ in "ab")
@@ -115,7 +115,7 @@ def begin(batch):
         {"type": "rprop"},
     ],
 )
-def test_what_depends_on_the_moves_taken_follows_them(optimizer, continuous_store):
+def test_everything_that_depends_on_the_step_count_follows_it(optimizer, continuous_store):
     values = {f"optimizer.{name}": value for name, value in optimizer.items()}
     single, together = (learner_of(bc.ALGORITHM, continuous_store, values, dtype=torch.float64) for _ in range(2))
     single.run(9)
@@ -126,7 +126,7 @@ def test_what_depends_on_the_moves_taken_follows_them(optimizer, continuous_stor
         torch.testing.assert_close(ends(together)[name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_steps_with_a_start_and_an_end_and_stages_are_done_when_they_are_due(continuous_store):
+def test_steps_with_a_start_and_an_end_and_stages_run_at_the_right_updates(continuous_store):
     def step(name, **when):
         def loss(params, config, nets, state, batch):
             value, _ = bc.loss(params, config, nets, state, batch)
@@ -145,7 +145,7 @@ def test_steps_with_a_start_and_an_end_and_stages_are_done_when_they_are_due(con
     assert together.metrics() == single.metrics()
 
 
-def test_the_hook_runs_before_each_update_unless_the_algorithm_says_when_it_matters(continuous_store):
+def test_the_hook_runs_before_each_update_unless_the_algorithm_declares_when_it_has_work(continuous_store):
     called = []
     hooked = dataclasses.replace(bc.ALGORITHM, between=lambda learner, k: called.append((learner.step, k)))
     learner = learner_of(hooked, continuous_store)
@@ -160,7 +160,7 @@ def test_the_hook_runs_before_each_update_unless_the_algorithm_says_when_it_matt
     assert seen == [3, 3, 1]
 
 
-def test_a_pattern_is_captured_when_it_comes_again_and_others_run_singly(continuous_store):
+def test_a_repeated_pattern_is_captured_and_others_run_one_by_one(continuous_store):
     learner, captured = learner_of(ALGORITHMS["td3_bc"], continuous_store, {"update_actor_interval": 3}), []
     learner.use_chunks(lambda chunk: captured.append(chunk._pattern) or chunk, 6)
     learner.run(5)  # a rest of five, met once
@@ -202,7 +202,7 @@ class Readings(TorchDispatchMode):
 
 
 @names
-def test_a_chunk_reads_nothing_back(algorithm, store_for):
+def test_a_chunk_reads_no_values_back(algorithm, store_for):
     learner, found = learner_of(algorithm, store_for(algorithm)), set()
 
     def capture(chunk):
@@ -221,7 +221,7 @@ def test_a_chunk_reads_nothing_back(algorithm, store_for):
 
 
 @pytest.mark.parametrize("kind", rules.RULES)
-def test_no_rule_of_an_optimiser_reads_anything_back(kind):
+def test_no_optimizer_rule_reads_values_back(kind):
     shapes = [(4, 3), (4,)]
     parts = {part: [torch.zeros(shape) for shape in shapes] for part in parts_of(Optimizer(type=kind))}
     with Readings() as readings:
@@ -230,7 +230,7 @@ def test_no_rule_of_an_optimiser_reads_anything_back(kind):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_first_updates_are_compared_and_nothing_moves(name, store_for):
+def test_the_first_updates_are_compared_and_the_state_is_unchanged(name, store_for):
     learner = learner_of(ALGORITHMS[name], store_for(ALGORITHMS[name]), seeds=[0, 1])
     learner.use_chunks(lambda chunk: chunk, 4)
     before = ends(learner)
@@ -258,7 +258,7 @@ def test_a_capture_that_leaves_something_out_is_noticed(continuous_store):
     assert not moved_alike(start, [torch.ones(3)], [torch.tensor([1.0, 1.0, float("nan")])])
 
 
-def test_patterns_tell_how_often_each_optimiser_moves(continuous_store):
+def test_patterns_record_how_often_each_optimizer_steps(continuous_store):
     learner = learner_of(ALGORITHMS["td3_bc"], continuous_store)
     schedule = learner.state.schedules["train"]
     pattern = Pattern.of("train", schedule, 3, 4)
@@ -275,7 +275,7 @@ def test_it_is_refused_without_a_gpu_and_without_a_resident_store(continuous_sto
         learner.use_chunks(lambda chunk: chunk)
 
 
-def test_why_there_is_no_graph_is_told_and_losses_go_on_as_they_were(continuous_store, monkeypatch):
+def test_the_reason_for_no_graph_is_logged_and_training_continues(continuous_store, monkeypatch):
     lines = []
     config = bc.ALGORITHM.configure({"batch_size": 8})
     learner = Learner.create(bc.ALGORITHM, config, continuous_store, feed="resident", device="cpu", log=lines.append)
@@ -290,7 +290,7 @@ def test_why_there_is_no_graph_is_told_and_losses_go_on_as_they_were(continuous_
     assert learner.describe_run()["runner"] == "graph"
 
 
-def test_batches_that_are_large_make_chunks_short(continuous_store, monkeypatch):
+def test_large_batches_make_chunks_short(continuous_store, monkeypatch):
     learner = learner_of(bc.ALGORITHM, continuous_store)
     monkeypatch.setattr(graphs, "BATCH_BYTES", 4 * sum(tensor.nbytes for tensor in graphs.tensors_of(learner.trainer.batches(0)[0])))
     learner.use_chunks(lambda chunk: chunk)

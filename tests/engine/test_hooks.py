@@ -1,4 +1,4 @@
-"""The hooks of an algorithm: each is used by a small algorithm made for it, through the same learner as the registry's."""
+"""The hooks of an algorithm: a small algorithm uses each of them, through the same learner as the registry's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_networks_are_a_dataclass_or_a_dict(continuous_store):
 
 
 @pytest.mark.parametrize("keyword", ["carry", "memory"])
-def test_what_a_loss_remembers_is_there_in_the_next_update(continuous_store, keyword):
+def test_values_that_a_loss_remembers_are_available_in_the_next_update(continuous_store, keyword):
     seen = []
 
     def loss(params, config, nets, state, batch):

@@ -1,4 +1,4 @@
-"""The learner: what a run's result depends on, and what it must not depend on."""
+"""The learner: what may and what must not affect the result of a run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_policy_gives_actions_in_the_environments_units_within_bounds(contin
     assert torch.equal(action, torch.full((7, 2), 2.0))
 
 
-def test_bounds_of_the_given_environment_take_precedence(continuous_store):
+def test_bounds_of_the_environment_take_precedence(continuous_store):
     algorithm = ALGORITHMS["bc"]
     learner = cheap_learner(algorithm, continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0")
     assert learner.space["low"] == [-4.0, -4.0]
@@ -160,7 +160,7 @@ def test_a_stage_of_single_steps_is_validated_on_single_steps(continuous_store):
     assert "validation_critic_loss" in learner.validate()
 
 
-def test_a_share_that_leaves_nothing_to_train_on_is_refused(continuous_store):
+def test_a_holdout_that_leaves_nothing_to_train_on_is_refused(continuous_store):
     with pytest.raises(InvalidInput, match=r"0\.99 of 12 episodes"):
         cheap_learner(ALGORITHMS["bc"], continuous_store, holdout=0.99)
 
@@ -185,7 +185,7 @@ def test_dict_observations_are_joined_for_the_networks_and_named_in_the_policy(t
     assert action.shape == (4, 1)
 
 
-def test_a_checkpoint_of_before_a_setting_was_added_goes_on_and_another_value_is_refused(continuous_store, tmp_path):
+def test_a_checkpoint_from_before_a_setting_existed_continues_with_its_default_only(continuous_store, tmp_path):
     algorithm = ALGORITHMS["bc"]
     learner = cheap_learner(algorithm, continuous_store)
     learner.run(2)

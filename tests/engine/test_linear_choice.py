@@ -66,7 +66,7 @@ def test_a_resumed_run_uses_the_product_of_its_checkpoint_and_gives_the_same_bit
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-def test_a_checkpoint_whose_product_cannot_be_had_goes_on_by_torch_and_says_so(store_for, tmp_path, monkeypatch):
+def test_a_checkpoint_whose_product_is_unavailable_continues_with_torch_and_logs_it(store_for, tmp_path, monkeypatch):
     first = learner_of("bc", store_for, linear="torch")
     first.trainer.linear = "onednn"
     first.save(tmp_path / "half.safetensors")
@@ -80,14 +80,14 @@ def test_a_checkpoint_whose_product_cannot_be_had_goes_on_by_torch_and_says_so(s
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_the_probe_decides_and_is_told(found, store_for, monkeypatch):
-    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (found, "7 us by oneDNN, 9 us by torch"))
+def test_the_probe_decides_and_its_result_is_logged(found, store_for, monkeypatch):
+    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (found, "7 us with oneDNN, 9 us with torch"))
     lines, expected = [], "onednn" if found else "torch"
     assert learner_of("bc", store_for, lines).linear == expected
-    assert f"linear layers: by {expected}, because of 7 us by oneDNN, 9 us by torch" in lines
+    assert f"linear layers: by {expected}, because of 7 us with oneDNN, 9 us with torch" in lines
 
 
-def test_the_environment_stands_in_for_auto_and_is_overruled_by_the_option(store_for, monkeypatch):
+def test_the_environment_variable_overrides_auto_but_not_the_option(store_for, monkeypatch):
     monkeypatch.setenv(LINEAR_VARIABLE, "torch")
     assert learner_of("bc", store_for).linear == "torch"
     monkeypatch.setenv(LINEAR_VARIABLE, "mkl")
@@ -97,6 +97,6 @@ def test_the_environment_stands_in_for_auto_and_is_overruled_by_the_option(store
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.float64}, {"seeds": [0, 1], "stacked": True}])
-def test_runs_that_could_not_use_it_do_not_ask(options, store_for, monkeypatch):
+def test_runs_that_cannot_use_onednn_do_not_probe(options, store_for, monkeypatch):
     monkeypatch.setattr(onednn, "faster", lambda threads, folder: pytest.fail("probed"))
     assert learner_of("bc", store_for, **options).linear == "torch"

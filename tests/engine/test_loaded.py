@@ -1,4 +1,4 @@
-"""What is read from a checkpoint alone: no dataset, no learner."""
+"""Runs read from a checkpoint alone, without dataset or learner."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def observations(store):
 
 
 @names
-def test_a_checkpoint_says_enough_to_act(algorithm, store_for, tmp_path):
+def test_a_checkpoint_alone_suffices_to_act(algorithm, store_for, tmp_path):
     learner = trained(algorithm, store_for(algorithm), seeds=[4, 2])
     learner.save(tmp_path / "c.safetensors")
     for seed in (4, 2):
@@ -79,7 +79,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(continuous_store, tmp_pat
         Loaded.read(tmp_path / "nothing", get)
 
 
-def test_a_copy_of_a_learner_does_not_train_on(continuous_store):
+def test_a_copy_of_a_learner_is_not_trained_further(continuous_store):
     learner = trained(ALGORITHMS["td3_bc"], continuous_store)
     copy, seen = Loaded.of(learner), observations(continuous_store)
     before = copy.policy()(seen)
@@ -119,7 +119,7 @@ def test_an_input_is_what_another_run_learned(continuous_store, discrete_store, 
         assert seen.pop(0) is learner.inputs
     assert made().inputs == {}
 
-    with pytest.raises(Unknown, match="takes no input 'dynamics'"):
+    with pytest.raises(Unknown, match="has no input 'dynamics'"):
         made(inputs={"dynamics": source})
     with pytest.raises(InvalidInput, match="3 discrete actions, the dataset has 2 dimensions"):
         made(inputs={"policy": trained(ALGORITHMS["dqn"], discrete_store)})

@@ -1,4 +1,4 @@
-"""A training process keeps the memory that it has freed."""
+"""A training process keeps freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def counted(how: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
-def test_memory_that_was_freed_is_there_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     kept, faults = counted("keep")
     if kept != "True":
         pytest.skip("this C library has no mallopt")

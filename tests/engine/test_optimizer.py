@@ -1,4 +1,4 @@
-"""Optimisers: each equals torch's own of that name, its schedule torch's own, and clipping and factors act seed by seed."""
+"""Optimizers: each equals torch's of the same name, schedules equal torch's, and clipping and factors act per seed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def same(one, other, tolerance: float = 1e-12) -> None:
 
 
 def gpt_groups(params: list[torch.Tensor], decay: float) -> list[dict[str, Any]]:
-    """What nanoGPT's rule gives for `SHAPES`, written out."""
+    """Return the result of nanoGPT's rule for `SHAPES`, written out."""
     weights = ("net.0.weight", "net.conv.weight")
     return [
         {"params": [p for n, p in zip(NAMES, params, strict=True) if n in weights], "weight_decay": decay},
@@ -283,7 +283,7 @@ def test_seeds_stacked_move_as_each_alone_does_by_its_own_norm_and_factor(optimi
             same([p[position] for p in stacked], alone)
 
 
-def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
+def test_gradients_with_another_memory_layout_are_read_correctly():
     mine, plain = start(), start()
     grads = gradients(0)
     strided = [g.transpose(0, -1).contiguous().transpose(0, -1) if g.dim() > 1 else g for g in grads]
@@ -300,10 +300,10 @@ def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
         ({"momentum": 0.5}, "'o.momentum' has no effect with o.type 'adam'"),
         ({"warmup_steps": 5}, "'o.warmup_steps' has no effect with o.schedule 'none'"),
         ({"type": "rprop", "weight_decay": 0.1}, "'o.weight_decay' has no effect with o.type 'rprop'"),
-        ({"type": "sgd", "nesterov": True}, "o: nesterov needs a momentum above 0"),
+        ({"type": "sgd", "nesterov": True}, "o: nesterov needs momentum above 0"),
     ],
 )
-def test_settings_that_the_optimiser_would_not_read_are_refused(values, text):
+def test_settings_that_the_optimizer_ignores_are_refused(values, text):
     with pytest.raises(InvalidInput) as caught:
         settings.build(Config(), {f"o.{name}": value for name, value in values.items()})
     assert text in str(caught.value)

@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread are those made when asked for, in any order, and the thread ends whatever happens."""
+"""Batches prefetched by a thread equal those drawn on request, in any order, and the thread always ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_same(one: Samples, other: Samples) -> None:
 
 
 def made_ahead(source: PrefetchSource) -> list[int]:
-    """The updates that are ready, once the thread has filled all that is free."""
+    """Return the updates that are ready once the thread has filled all free blocks."""
     deadline = time.monotonic() + 60
     while len(source._ring._filled) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -68,7 +68,7 @@ def test_batches_made_ahead_are_the_hosts_in_any_order(continuous_store, request
     ahead.close()
 
 
-def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(continuous_store):
+def test_a_batch_is_unchanged_until_the_next_request(continuous_store):
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU)
     for k in range(5):
         raw = source.samples(k)
@@ -90,7 +90,7 @@ class GateLane(HostLane):
         assert self.open.wait(60)
 
 
-def test_what_was_begun_before_another_update_was_asked_for_is_dropped(continuous_store):
+def test_work_started_before_another_update_was_requested_is_dropped(continuous_store):
     lane = GateLane()
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU, lane=lane)
     source.samples(0)
@@ -150,7 +150,7 @@ def evicting(tmp_path):
     return EpisodeStore.open(store.path), add
 
 
-def test_an_error_in_the_thread_comes_out_as_itself_where_it_happened(tmp_path):
+def test_an_error_in_the_thread_is_raised_unchanged_at_its_update(tmp_path):
     store, add = evicting(tmp_path)
     source = PrefetchSource(store, Request("transitions", {"batch_size": 4}, (0,)), CPU)
     source.samples(0)
@@ -175,7 +175,7 @@ def test_closing_ends_the_thread_and_refuses_more(continuous_store):
         source.samples(1)
 
 
-def test_a_source_that_nobody_holds_takes_its_thread_along(continuous_store):
+def test_an_unreferenced_source_ends_its_thread(continuous_store):
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU)
     source.samples(0)
     del source
@@ -207,7 +207,7 @@ raise ValueError("on purpose")
 
 
 class Stream:
-    """Does what it is given, in order, later: what a stream of a GPU is."""
+    """Run functions later and in order, like a stream of a GPU."""
 
     def __init__(self, delays: np.random.Generator) -> None:
         self._work: queue.Queue = queue.Queue()

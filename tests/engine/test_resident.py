@@ -1,4 +1,4 @@
-"""A store resident on a device gives the batches of the host's sampler, bit for bit, whatever is asked for."""
+"""A store resident on a device gives the same batches as the host's sampler, bit for bit, for any request."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NOISE = {"target": Noise((3, 2)), "mix": Noise((5,), "uniform")}
 
 
 def bits(value):
-    """The array's bytes: NaN and the sign of zero count."""
+    """Return the array's bytes, so that NaN and the sign of zero count."""
     array = np.ascontiguousarray(value.numpy() if isinstance(value, torch.Tensor) else value)
     return array.dtype, array.shape, array.tobytes()
 
 
 def assert_same(one, other, label=""):
-    """Whether two raw batches are the same in every part."""
+    """Assert that two raw batches are equal in every part."""
     if isinstance(one, Mapping):
         assert one.keys() == other.keys(), label
         for name in one:
@@ -132,7 +132,7 @@ def test_pixels_stay_bytes_and_stacks_are_the_hosts(tmp_path, arguments):
 
 
 @pytest.mark.parametrize("kind", ["transitions", "windows"])
-def test_rewards_and_next_actions_given_in_place_of_the_stores_are_taken(continuous_store, discrete_store, kind):
+def test_rewards_and_next_actions_that_replace_the_stores_are_used(continuous_store, discrete_store, kind):
     for store in (continuous_store, discrete_store):
         noise = np.random.default_rng(0)
         actions = store.column("action")
@@ -146,7 +146,7 @@ def test_rewards_and_next_actions_given_in_place_of_the_stores_are_taken(continu
 
 
 @pytest.mark.parametrize("kind", ["transitions", "windows"])
-def test_many_updates_at_once_are_each_of_them(continuous_store, kind):
+def test_many_updates_at_once_equal_single_ones(continuous_store, kind):
     arguments = {"batch_size": 9} | ({"length": 4} if kind == "windows" else {"n_steps": 3})
     source = source_of(continuous_store, Request(kind, arguments, (5, 2**63 + 1), NOISE, stacked=True))
     together = source.samples(torch.arange(10, 14))
@@ -159,7 +159,7 @@ def test_many_updates_at_once_are_each_of_them(continuous_store, kind):
 
 
 class Operations(TorchDispatchMode):
-    """Collects the names of the operations done."""
+    """Collect the names of executed operations."""
 
     def __init__(self):
         super().__init__()
@@ -245,7 +245,7 @@ def test_rows_that_a_bounded_store_drops_stay_resident(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 5}, {"returns": True}, {"length": 3}])
-def test_the_memory_asked_for_is_what_is_taken(tmp_path, arguments):
+def test_the_estimated_memory_is_the_allocated_memory(tmp_path, arguments):
     schema = Schema(
         observation={"a": Field("float32", (17,)), "b": Field("uint8", (3,))},
         action=Field("uint8", (), 0, 3),
@@ -272,7 +272,7 @@ def test_the_memory_asked_for_is_what_is_taken(tmp_path, arguments):
         assert resident.nbytes == pytest.approx(needed_bytes(store, request), rel=0.02)
 
 
-def test_seeds_share_what_was_tabulated(continuous_store):
+def test_seeds_share_the_tables(continuous_store):
     resident = Resident(continuous_store, CPU)
     ResidentSource(resident, Request("transitions", {"batch_size": 8, "episodes": np.arange(5)}, (0,)))
     before = resident.nbytes

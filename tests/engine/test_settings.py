@@ -1,4 +1,4 @@
-"""Settings: dotted names, types, limits, and errors that name the value and what to do."""
+"""Settings: dotted names, types, limits, and errors that name the value and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plugin_types() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """A component: a type, and settings that only some types read."""
+    """A component: a type, and settings that only some types use."""
 
     type: str = setting("plain", "a type", choices=plugin_types)
     height: float = setting(1.0, "of waves", only=("wavy",))
@@ -54,7 +54,7 @@ def test_a_dotted_setting_reaches_the_nested_field_and_leaves_the_others():
     assert (built.count, built.rate) == (5, 1e-3)
 
 
-def test_a_whole_number_is_taken_where_a_float_is_meant():
+def test_a_whole_number_is_accepted_for_a_float():
     assert settings.build(Example(), {"rate": 1}).rate == 1.0
 
 
@@ -78,13 +78,13 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(name, value,
     assert text in str(caught.value)
 
 
-def test_a_misspelled_setting_is_answered_with_the_nearest():
+def test_a_misspelled_setting_suggests_the_nearest():
     with pytest.raises(Unknown) as caught:
         settings.build(Example(), {"encoder.unit": [4]})
     assert "did you mean 'encoder.units'?" in caught.value.hint
 
 
-def test_a_word_in_a_components_place_is_its_type_and_keeps_the_owners_defaults():
+def test_a_word_for_a_component_sets_its_type_and_keeps_the_owners_defaults():
     assert settings.build(Example(), {"part": "wavy"}).part == Part(type="wavy", height=2.0)
     assert settings.build(Example(), {"part": {"type": "wavy", "height": 3}}).part == Part(type="wavy", height=3.0)
     with pytest.raises(InvalidInput, match=r"'part.type' takes one of plain, wavy, own, got 'wavey'") as caught:
@@ -104,7 +104,7 @@ def test_a_later_layer_wins_whatever_the_form_and_one_layer_must_not_contradict_
         settings.build(Example(), {"part": "own", "part.type": "wavy"})
 
 
-def test_a_setting_that_the_chosen_type_does_not_read_is_refused_unless_it_is_the_default():
+def test_a_setting_that_the_chosen_type_ignores_is_refused_unless_it_has_its_default():
     with pytest.raises(InvalidInput, match=r"setting 'part.height' has no effect with part.type 'plain'") as caught:
         settings.build(Example(), {"part.height": 3.0})
     assert caught.value.hint == "it counts for wavy"
@@ -112,14 +112,14 @@ def test_a_setting_that_the_chosen_type_does_not_read_is_refused_unless_it_is_th
     assert settings.build(Example(), {"part.height": 3.0, "part": "wavy"}).part.height == 3.0
 
 
-def test_the_description_tells_for_which_types_a_setting_counts():
+def test_the_description_names_the_types_that_use_a_setting():
     described = settings.describe(Example)
     assert described["part.height"].as_json()["only"] == {"part.type": ["wavy"]}
     assert "only" not in described["part.type"].as_json()
     assert described["part.type"].as_json()["choices"] == ["plain", "wavy", "own"]
 
 
-def test_lists_of_numbers_take_whole_ones_and_are_checked_one_by_one():
+def test_lists_of_numbers_accept_whole_numbers_and_are_checked_element_by_element():
     assert settings.build(Example(), {"part.numbers": [1, 2.5]}).part.numbers == (1.0, 2.5)
     assert settings.build(Example(), {"part.numbers": None}).part.numbers is None
     for wrong in ([1, -1], ["x"], [True], 3.0):
@@ -138,7 +138,7 @@ def test_a_table_is_replaced_as_a_whole_or_entry_by_entry():
         settings.build(Example(), {**own, "part.options": {"b": object()}})
 
 
-def test_a_table_is_nobody_elses():
+def test_a_table_is_not_shared():
     given = {"b": {"c": 1}}
     built = settings.build(Example(), {"part": "own", "part.options": given})
     given["b"]["c"] = 2
@@ -153,7 +153,7 @@ def test_two_sides_that_must_differ_read_the_setting_in_question():
     assert settings.contrast(known, "count") == ({}, {"count": 4})
 
 
-def test_what_no_installed_type_reads_is_known_and_every_word_of_only_is_a_choice():
+def test_settings_that_no_installed_type_uses_are_known_and_only_names_valid_choices():
     from offrld.algos import ALGORITHMS
 
     for algorithm in ALGORITHMS.values():
@@ -168,7 +168,7 @@ def test_the_flat_form_builds_the_same_config_again():
     assert settings.build(Example(), settings.as_flat(config)) == config
 
 
-def test_every_setting_of_every_algorithm_says_what_it_means_in_json():
+def test_every_setting_of_every_algorithm_is_described_in_json():
     import json
 
     from offrld.algos import ALGORITHMS

@@ -1,4 +1,4 @@
-"""Whatever is given for a setting is taken or refused in one short line, before anything is built."""
+"""Any value of a setting is accepted or refused in one short line, before anything is built."""
 
 import pytest
 
@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("algorithm", "name"), SETTINGS.values(), ids=lambda each: each)
-def test_an_odd_value_is_taken_or_refused_in_one_short_line(algorithm, name):
+def test_an_odd_value_is_accepted_or_refused_in_one_short_line(algorithm, name):
     for value in ODD:
         try:
             get(algorithm).configure({name: value})

@@ -1,4 +1,4 @@
-"""Datasets that declare no bounds of their actions, or not all: the range of the data takes the place of what is missing."""
+"""Datasets that declare no or only some bounds of their actions: the range of the data replaces missing ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(kind):
 
 
 @pytest.mark.parametrize("kind", ["MDPDataset", "from_episodes", "recorded"])
-def test_continuous_algorithms_take_data_without_bounds(kind):
+def test_continuous_algorithms_accept_data_without_bounds(kind):
     lines = []
     learner = offrld.train("td3_bc", make(kind), steps=2, config=CONFIG, threads=1, log=lines.append)
     actions = arrays()[1]

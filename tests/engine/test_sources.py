@@ -1,4 +1,4 @@
-"""What in-process training takes for a dataset, and bounds of actions that nobody declares."""
+"""The forms of a dataset that in-process training accepts, and bounds of actions that are not declared."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_every_form_of_a_dataset_trains_the_same_policy_within_the_actions_range
 
 
 @pytest.mark.parametrize("source", [5, [1, 2], [], np.zeros(3), b"x", torch.zeros(3), [Episode(OBSERVED, ACTED, np.ones(40)), None]])
-def test_what_is_no_dataset_is_refused_in_one_line(source):
+def test_an_invalid_dataset_is_refused_in_one_line(source):
     with pytest.raises(InvalidInput) as refused:
         offrld.train("bc", source, steps=1)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", ["a list of episodes", "a dict of tensors", "a store of from_episodes"])
-def test_an_estimator_takes_them_too(kind, tmp_path):
+def test_an_estimator_accepts_them_too(kind, tmp_path):
     assert Estimator("bc", steps=2, batch_size=8).fit(SOURCES[kind](tmp_path)).predict(OBSERVED).shape == (40, 2)
 
 
@@ -81,7 +81,7 @@ def test_fit_trains_on_episodes_that_are_not_in_the_store():
     learner.fit(3, episodes=episodes()[:2])
     other.fit(3, episodes=[0, 1])
     assert np.array_equal(learner.predict(OBSERVED), other.predict(OBSERVED))
-    with pytest.raises(InvalidInput, match="prepares its own dataset"):
+    with pytest.raises(InvalidInput, match="preprocesses its dataset"):
         offrld.build("prdc", store, config=CONFIG).fit(3, episodes=episodes())
 
 
@@ -110,7 +110,7 @@ def test_a_box_that_is_open_at_one_end_keeps_the_other(tmp_path):
 
 
 @pytest.mark.parametrize(("low", "high"), [("x", 1), ([1, 2, 3], 9), (float("nan"), 1), (5, -5)])
-def test_bounds_that_are_none_are_refused(low, high):
+def test_invalid_bounds_are_refused(low, high):
     with pytest.raises(InvalidInput, match="low"):
         offrld.build("td3_bc", from_episodes(None, episodes()), config=CONFIG, action_low=low, action_high=high)
 
@@ -126,7 +126,7 @@ def test_the_action_scaler_is_a_setting_of_algorithms_with_continuous_actions(na
 
 
 # --- Known before the first update ---
-def test_what_cannot_be_exported_is_known_before_the_first_update():
+def test_a_policy_that_cannot_be_exported_is_refused_before_the_first_update():
     algorithm = get("bc")
 
     def act(params, config, nets, seen):

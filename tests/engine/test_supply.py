@@ -51,7 +51,7 @@ def test_every_feed_trains_the_same_bits(name, stacked, store_for):
 
 
 @pytest.mark.parametrize("feed", FEEDS[1:])
-def test_a_run_is_resumed_with_another_feed_and_nothing_changes(feed, continuous_store, tmp_path):
+def test_a_run_resumed_with_another_feed_gives_the_same_bits(feed, continuous_store, tmp_path):
     through = learner_of("td3_bc", continuous_store, seeds=[2])
     through.run(12)
     first = learner_of("td3_bc", continuous_store, seeds=[2], feed=feed)
@@ -64,7 +64,7 @@ def test_a_run_is_resumed_with_another_feed_and_nothing_changes(feed, continuous
         assert_equal(state_of(second), state_of(through))
 
 
-def test_a_learner_that_nobody_holds_leaves_no_thread(continuous_store):
+def test_an_unreferenced_learner_leaves_no_thread(continuous_store):
     learner = learner_of("td3_bc", continuous_store, seeds=[0, 1], feed="prefetch")
     learner.run(2)
     learner.validate()
@@ -76,7 +76,7 @@ def test_a_learner_that_nobody_holds_leaves_no_thread(continuous_store):
 # --- The choice -------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_choice_is_told(continuous_store):
+def test_the_choice_is_logged(continuous_store):
     for feed, expected in (
         ("auto", "feed: host, because the device is cpu"),
         ("prefetch", "feed: prefetch, as requested"),
@@ -92,8 +92,8 @@ def test_an_unknown_feed_is_refused(continuous_store):
         learner_of("bc", continuous_store, feed="fast")
 
 
-def test_on_a_gpu_the_store_is_resident_where_it_takes_half_of_what_is_free(continuous_store, monkeypatch):
-    """The figures that the CUDA runtime gives are set here; what torch holds in reserve counts as free."""
+def test_on_a_gpu_the_store_is_resident_if_it_takes_at_most_half_of_the_free_memory(continuous_store, monkeypatch):
+    """The CUDA runtime's figures are set here; memory that torch holds in reserve counts as free."""
     request = Request("transitions", {"batch_size": 8}, (0,))
     needed = needed_bytes(continuous_store, request)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3000)

@@ -1,4 +1,4 @@
-"""Importance weights of a batch: every loss of every algorithm counts each transition by its own."""
+"""Importance weights of a batch: every loss of every algorithm weights each transition."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_weights_of_one_are_no_weights(name, learner_of):
+def test_weights_of_one_equal_no_weights(name, learner_of):
     assert same(trained(learner_of, name), trained(learner_of, name, np.ones(512)))
 
 
 @pytest.mark.parametrize("name", [name for name in BATCHES if "random_policy" not in name])
-def test_what_weighs_nothing_has_no_effect_and_the_rest_has(name, learner_of):
+def test_transitions_of_weight_zero_have_no_effect_and_others_have(name, learner_of):
     weight = np.linspace(0.5, 2.0, 512)
     weight[0] = 0.0
 
@@ -105,7 +105,7 @@ def test_the_batch_of_a_prioritized_sampler_counts_by_its_weights(learner_of):
 
 
 @pytest.mark.parametrize("weight", [np.ones(3), np.full(512, np.nan), np.full(512, -1.0)])
-def test_weights_that_are_none_are_refused(weight, learner_of):
+def test_invalid_weights_are_refused(weight, learner_of):
     learner, store = learner_of("bc")
     batch = batch_of(learner, store)
     weight = weight if len(weight) == 3 else weight[: len(batch.reward)]

@@ -50,7 +50,7 @@ TRANSIENT = ("run", "cache")
 
 
 class Relay:
-    """Hands on what clients and the daemon say to each other, and keeps the requests."""
+    """Forward the messages of clients and daemon, and record the requests."""
 
     def __init__(self, url: str, upstream: str) -> None:
         self.requests: list[bytes] = []
@@ -81,7 +81,7 @@ class Relay:
                 back.send_multipart([number, *parts])
 
     def close(self) -> list[bytes]:
-        """The requests that were seen."""
+        """Return the recorded requests."""
         self._ended.set()
         self._thread.join()
         self._context.destroy(linger=0)
@@ -89,7 +89,7 @@ class Relay:
 
 
 def record(daemon: Daemon, folder: Path) -> list[bytes]:
-    """The requests of a client that does what clients do."""
+    """Record the requests of a typical client session."""
     relay = Relay(f"ipc://{folder}/relay.sock", daemon.url)
     source = folder / "recorded.npz"
     np.savez(source, observation=np.zeros((200, 3), np.float32))
@@ -122,7 +122,7 @@ def record(daemon: Daemon, folder: Path) -> list[bytes]:
 
 
 def _quick(body: bytes) -> bytes:
-    """A request that does not wait for news: hundreds of them would only wait."""
+    """Return the request without waiting for news, since hundreds of such requests would only wait."""
     message = msgpack.unpackb(body)
     if message.get("wait_s"):
         message["wait_s"] = 0.01
@@ -130,7 +130,7 @@ def _quick(body: bytes) -> bytes:
 
 
 class Fuzz:
-    """Sends batches, and notes what came of them."""
+    """Send batches and record their results."""
 
     def __init__(self, daemon: Daemon, recorded: list[bytes], seed: int) -> None:
         self.daemon, self.recorded, self.chance = daemon, recorded, random.Random(seed)
@@ -195,7 +195,7 @@ class Fuzz:
             self.answers[error.code] += 1
 
     def sweep(self) -> None:
-        """Remove what the sessions have made, by requests; the queue runs on."""
+        """Remove what the sessions created, by requests, while the queue runs."""
         daemon = self.daemon
         daemon.ask(wire.ControlQueue(action="resume"))
         while jobs := daemon.ask(wire.ListJobs(kind="all", limit=500)).jobs:
@@ -217,7 +217,7 @@ class Fuzz:
             return int(statm.read().split()[1]) * 4096
 
     def slope(self) -> float:
-        """Bytes of memory per message, by least squares over the later two thirds."""
+        """Return bytes of memory per message, by least squares over the last two thirds."""
         points = np.array(self.memory[len(self.memory) // 3 :], np.float64)
         return float(np.polyfit(points[:, 0], points[:, 1], 1)[0]) if len(points) > 2 else 0.0
 
@@ -234,7 +234,7 @@ def held(state: Path) -> list[str]:
 
 
 def run(messages: int, seed: int = 0, report=lambda fuzz: None) -> dict:
-    """The whole test; its figures. Raises where the daemon dies, hangs, or leaves something behind."""
+    """Run the whole test and return its figures. Raise if the daemon dies, hangs, or leaves something behind."""
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name)
         daemon = Daemon(folder, SETTINGS).start()

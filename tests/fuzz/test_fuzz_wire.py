@@ -1,4 +1,4 @@
-"""The quick form of the fuzzing of the wire: `make fuzz` is the long one, with ten million messages and coverage to guide them."""
+"""A short run of the wire fuzzer; `make fuzz` is the long one, with ten million messages and coverage guidance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_an_example_of_every_request_survives_the_wire() -> None:
         assert check(body) is not None
 
 
-def test_any_bytes_are_a_request_or_an_error_of_the_protocol() -> None:
+def test_any_bytes_are_a_request_or_a_protocol_error() -> None:
     chance = random.Random(11)
     begin = bodies()
     read = 0
@@ -38,7 +38,7 @@ def test_every_message_cut_anywhere_is_refused() -> None:
                 check(body[:length] + header)
 
 
-def test_mutated_sessions_leave_a_daemon_as_it_was() -> None:
+def test_mutated_sessions_leave_a_daemon_unchanged() -> None:
     figures = socket_wire.run(SENT, seed=zlib.crc32(b"quick"))
     assert figures["messages"] >= SENT
     assert figures["answers"]["ok"] > SENT // 100

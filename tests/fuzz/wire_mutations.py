@@ -1,4 +1,4 @@
-"""Messages to begin with, and what is done to them: to their values, to their bytes, to the frames and to the order of a session."""
+"""Example messages and their mutations: of values, of bytes, of frames and of the order of a session."""
 
 from __future__ import annotations
 

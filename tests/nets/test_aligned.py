@@ -1,4 +1,4 @@
-"""Where operands lie in memory: products have the same bits at every address."""
+"""Addresses of operands: products have the same bits at every address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = [                      # rows, inputs, outputs
 
 
 def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
-    """A copy with the same strides that begins ``offset`` bytes beyond a boundary, rounded up to whole elements."""
+    """Return a copy with the same strides that starts ``offset`` bytes after a boundary, rounded up to whole elements."""
     size = tensor.element_size()
     extent = 1 + sum((count - 1) * step for count, step in zip(tensor.shape, tensor.stride(), strict=True))
     room = torch.empty(extent + 2 * BOUNDARY, dtype=tensor.dtype)
@@ -38,7 +38,7 @@ def drawn(*shapes, dtype=torch.float32):
 
 
 def there_and_back(function, given, grad):
-    """The value and the gradients of everything given."""
+    """Return the value and the gradients of all arguments."""
     leaves = [None if value is None else value.detach().requires_grad_() for value in given]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad)]
@@ -55,7 +55,7 @@ def assert_same_bits_wherever(function, given, grad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("linear_by", LINEARS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_all_three_products_of_a_layer_have_the_same_bits_wherever_its_operands_lie(size, linear_by, dtype):
+def test_all_three_products_of_a_layer_have_the_same_bits_at_any_address(size, linear_by, dtype):
     rows, inputs, outputs = size
     x, weight, bias, grad = drawn((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs), dtype=dtype)
 
@@ -68,7 +68,7 @@ def test_all_three_products_of_a_layer_have_the_same_bits_wherever_its_operands_
 
 @pytest.mark.parametrize("through", [False, True])
 @pytest.mark.parametrize("shapes", [((300, 17), (300, 6)), ((2500, 23),), ((100, 17), (23, 100, 6))], ids=str)
-def test_several_layers_at_once_have_the_same_bits_wherever_their_parts_weights_and_gradients_lie(shapes, through):
+def test_fused_layers_have_the_same_bits_at_any_address_of_parts_weights_and_gradients(shapes, through):
     inputs = sum(shape[-1] for shape in shapes)
     parts, pairs = drawn(*shapes), drawn((33, inputs), (33,), (64, 33), (64,), (1, 64), (1,))
     (grad,) = drawn((*shapes[-1][:-1], 1))
@@ -85,7 +85,7 @@ def test_several_layers_at_once_have_the_same_bits_wherever_their_parts_weights_
 
 
 @pytest.mark.parametrize("linear_by", LINEARS)
-def test_views_and_parts_of_larger_tensors_have_the_bits_of_copies(linear_by):
+def test_views_of_larger_tensors_give_the_same_bits_as_copies(linear_by):
     batches, state, wide = drawn((5, 33, 7), (3, 9, 7), (40, 9, 11))
     with products(through_onednn=linear_by == "onednn"):
         for place, seed in itertools.product(range(5), range(3)):
@@ -97,7 +97,7 @@ def test_views_and_parts_of_larger_tensors_have_the_bits_of_copies(linear_by):
 
 
 @pytest.mark.parametrize("linear_by", LINEARS)
-def test_what_numpy_and_safetensors_hand_over_has_the_bits_of_copies(linear_by):
+def test_memory_from_numpy_and_safetensors_gives_the_same_bits_as_copies(linear_by):
     x, weight = drawn((33, 23), (40, 23))
     expected = linear(x, weight)
     room = np.zeros(4 * (x.numel() + 40), np.uint8)
@@ -111,7 +111,7 @@ def test_what_numpy_and_safetensors_hand_over_has_the_bits_of_copies(linear_by):
             assert torch.equal(linear(x, read), expected)
 
 
-def test_what_lies_right_is_not_copied_and_what_does_not_keeps_its_strides():
+def test_aligned_tensors_are_not_copied_and_copies_of_others_keep_their_strides():
     (x,) = drawn((8, 5))
     assert aligned(x) is x
     for odd in (moved(x, 4), moved(x, 4).t(), moved(drawn((8, 9))[0], 8)[:, :5]):
@@ -126,7 +126,7 @@ def test_what_lies_right_is_not_copied_and_what_does_not_keeps_its_strides():
     assert torch.equal(found, x.cos())
 
 
-def test_what_torch_allocates_begins_on_a_boundary():
-    """Which the promise rests on: see `offrld.nets.aligned`."""
+def test_torch_allocates_on_a_boundary():
+    """`offrld.nets.aligned` relies on this."""
     kept = [torch.empty(size, dtype=torch.uint8) for size in (*range(1, 200), *range(1 << 10, 1 << 17, 997))]
     assert all(tensor.data_ptr() % BOUNDARY == 0 for tensor in kept)

@@ -18,7 +18,7 @@ def training(key: int = 0) -> dict[str, Context]:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_dropout_keeps_its_share_scaled_so_that_the_mean_stays(rate):
+def test_dropout_keeps_its_fraction_and_scales_it_so_that_the_mean_is_unchanged(rate):
     x = torch.full((500, 400), 2.0, dtype=torch.float64)
     y = dropout(training(), "d", x, rate)
     kept = y != 0
@@ -39,7 +39,7 @@ def test_dropout_of_images_drops_whole_channels_of_single_images():
 
 
 @pytest.mark.parametrize(("kind", "view"), [("vector", (5,)), ("pixel", (2, 8, 8)), ("simba", (5,))])
-def test_dropout_is_off_in_evaluation_and_differs_between_layers_calls_keys_and_never_between_repeats(kind, view):
+def test_dropout_is_off_in_evaluation_differs_between_layers_calls_and_keys_and_is_repeatable(kind, view):
     encoder = Encoder(type=kind, units=(32, 32), dropout=0.5, filters=(16, 3, 2), feature_size=32, blocks=2)
     network = build("net", view, encoder)
     params = network.init(torch.Generator().manual_seed(0), torch.float64)
@@ -64,7 +64,7 @@ def test_without_activations_the_mean_over_many_draws_is_the_evaluated_network(k
     assert (drawn == 0).all(0).sum() == 0
 
 
-def test_batch_norm_moves_its_averages_on_at_each_evaluation_of_one_loss_and_gives_them_no_gradient():
+def test_batch_norm_updates_its_averages_at_each_evaluation_in_a_loss_without_gradient():
     params = {"n.weight": torch.ones(3), "n.bias": torch.zeros(3), "n.running_mean": torch.zeros(3), "n.running_var": torch.ones(3)}
     params = {name: value.double().requires_grad_() for name, value in params.items()}
     module = torch.nn.BatchNorm1d(3).double()
@@ -78,7 +78,7 @@ def test_batch_norm_moves_its_averages_on_at_each_evaluation_of_one_loss_and_giv
     assert torch.equal(params["n.running_mean"], torch.zeros(3))  # the engine writes the state, not the network
 
 
-def test_batch_norm_refuses_to_train_on_a_single_row_and_evaluates_one():
+def test_batch_norm_refuses_to_train_on_a_single_row_but_evaluates_one():
     network = build("net", (3,), Encoder(batch_norm=True))
     params = network.init(torch.Generator(), torch.float32)
     assert network(params, torch.zeros(1, 3)).shape == (1, 256)

@@ -1,4 +1,4 @@
-"""Encoders of installed packages: listed by name without an import, built by name, refused in one line when they are wrong."""
+"""Encoders of installed packages: listed by name without an import, built by name, refused in one line if they are invalid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ POINTS = {
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A package with entry points, as an installer leaves it in a folder of ``sys.path``."""
+    """Install a package with entry points in a folder of ``sys.path``."""
     (tmp_path / "offrl_test_fourier.py").write_text(PLUGIN)
     (tmp_path / "offrl_test_broken.py").write_text("import offrl_no_such_module\n")
     (tmp_path / "offrl_test_bare.py").write_text("")
@@ -94,7 +94,7 @@ def test_an_installed_encoder_is_built_with_its_options_and_computes(installed):
     ],
     ids=lambda value: getattr(value, "type", ""),
 )
-def test_what_is_wrong_with_an_installed_encoder_is_said_in_one_line(installed, encoder, words):
+def test_an_invalid_installed_encoder_gives_a_one_line_error(installed, encoder, words):
     with pytest.raises(InvalidInput) as caught:
         build("net", (3,), encoder)
     assert words in str(caught.value)
@@ -117,7 +117,7 @@ def test_a_name_claimed_by_two_packages_is_refused(installed, tmp_path):
         build("net", (3,), Encoder(type="fourier"))
 
 
-def test_an_unknown_type_is_answered_with_the_nearest(installed):
+def test_an_unknown_type_suggests_the_nearest(installed):
     with pytest.raises(Unknown) as caught:
         build("net", (3,), Encoder(type="furier"))
     assert caught.value.hint == "did you mean 'fourier'?"

@@ -50,7 +50,7 @@ def observed(view, rows: tuple[int, ...] = (6,), seed: int = 0):
 
 
 def made(kind: str, where: str, action_size: int = 0, **values):
-    """An encoder with parameters none of which is 0 or 1, so that a forgotten one shows."""
+    """Build an encoder whose parameters are neither 0 nor 1, so that a missing one shows."""
     encoder = encoder_of(kind, **values)
     network = build("net", VIEWS[where], encoder, action_size)
     params = network.init(torch.Generator().manual_seed(0), torch.float64)
@@ -121,7 +121,7 @@ def test_further_leading_axes_of_observations_are_kept(kind, where):
 
 @networks
 @pytest.mark.parametrize("training", [False, True])
-def test_seeds_mapped_together_equal_each_seed_by_itself(kind, where, training):
+def test_seeds_mapped_together_equal_each_seed_alone(kind, where, training):
     settings = {"batch_norm": True, "layer_norm": True, "dropout": 0.4} if kind != "simba" else {"dropout": 0.4}
     network = made(kind, where, 2, **settings)[1]
     per_seed = [network.init(torch.Generator().manual_seed(seed), torch.float64) for seed in range(3)]
@@ -225,13 +225,13 @@ def test_the_defaults_are_those_of_nature_dqn_and_simba():
     ("values", "view", "words"),
     [
         ({}, (3, 20, 30), ["20 x 30", "[32, 8, 4, 64, 4, 2, 64, 3, 1]", "convolution 3 of size 3 gets 1 x 2", "filters"]),
-        ({"type": "pixel"}, (7,), ["'pixel' takes images", "(7,)"]),
-        ({"type": "dense"}, (3, 64, 64), ["'dense' takes vectors", "(3, 64, 64)"]),
-        ({"type": "pixel"}, {"camera": (3, 64, 64), "pose": (2,)}, ["'pixel' takes images", "'pose'"]),
+        ({"type": "pixel"}, (7,), ["'pixel' accepts images", "(7,)"]),
+        ({"type": "dense"}, (3, 64, 64), ["'dense' accepts vectors", "(3, 64, 64)"]),
+        ({"type": "pixel"}, {"camera": (3, 64, 64), "pose": (2,)}, ["'pixel' accepts only images", "'pose'"]),
         ({}, (4, 5), ["(4, 5)", "neither a vector nor an image"]),
     ],
 )
-def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, view, words):
+def test_unsuitable_observations_are_refused_naming_what_was_expected_and_given(values, view, words):
     with pytest.raises(InvalidInput) as caught:
         build("net", view, settings.build(Encoder(), values))
     for word in words:
@@ -242,7 +242,7 @@ def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"filters": [32, 8]}, "filters takes three numbers for each convolution, got [32, 8]"),
+        ({"filters": [32, 8]}, "filters needs three numbers for each convolution, got [32, 8]"),
         ({"filters": []}, "got []"),
         ({"type": "vektor"}, "'type' takes one of default, vector"),
         ({"dropout": 1.0}, "'dropout' takes"),
@@ -250,14 +250,14 @@ def test_observations_that_do_not_fit_are_refused_with_both_sides_named(values, 
         ({"options": {"a": 1}}, "options"),
     ],
 )
-def test_settings_that_make_no_encoder_are_refused(values, words):
+def test_invalid_encoder_settings_are_refused(values, words):
     with pytest.raises(InvalidInput) as caught:
         settings.build(Encoder(), values)
     assert words in str(caught.value)
 
 
 class Evaluated(torch.nn.Module):
-    """An encoder in evaluation as the module that a policy file is made from."""
+    """An encoder in evaluation mode as a module that can be exported."""
 
     def __init__(self, network, params) -> None:
         super().__init__()

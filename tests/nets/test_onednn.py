@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the same values and derivatives as torch's own, and not where they cannot be had."""
+"""Linear layers through oneDNN: the same values and derivatives as torch's, and not used if unavailable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = [
 
 
 class Products(TorchDispatchMode):
-    """Counts oneDNN's products."""
+    """Count oneDNN's products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_float64(shape, outputs, biased, relu)
 
 
 @needs_onednn
-def test_columns_cut_out_of_a_wider_weight_are_multiplied_rightly_and_fast():
+def test_column_slices_of_a_wider_weight_are_multiplied_correctly_and_fast():
     x, wide, bias = made((256, 23), 256)
     with products(through_onednn=True), torch.no_grad():
         assert_near(linear(x[:, :17].contiguous(), wide[:, :17], bias), reference(x[:, :17], wide[:, :17], bias, relu=False))
@@ -80,7 +80,7 @@ def test_columns_cut_out_of_a_wider_weight_are_multiplied_rightly_and_fast():
 
 
 @needs_onednn
-def test_what_is_not_a_number_comes_out_as_such():
+def test_nan_stays_nan():
     x, weight, bias = made((256, 64), 128, gradient=False)
     weight[3, 5] = float("nan")
     with products(through_onednn=True), Products() as seen:
@@ -91,7 +91,7 @@ def test_what_is_not_a_number_comes_out_as_such():
 
 
 @needs_onednn
-def test_only_what_is_asked_for_is_differentiated():
+def test_only_requested_gradients_are_computed():
     x, weight, bias = made((256, 256), 256)
     with products(through_onednn=True):
         for wanted, expected in (([x], 1), ([weight], 1), ([weight, bias], 1), ([x, weight, bias], 2)):
@@ -117,7 +117,7 @@ def test_second_derivatives_are_those_of_float64(relu):
         assert_near(one, other)
 
 
-def test_it_is_left_out_unless_asked_for_and_where_it_cannot_be_had():
+def test_it_is_used_only_if_requested_and_available():
     x, weight, bias = made((256, 256), 256)
     plain = x.detach()
     cases = {
@@ -153,7 +153,7 @@ def test_a_compiled_graph_has_torchs_own_operations():
 
 
 @needs_onednn
-def test_the_way_back_ends_with_its_block_also_after_an_error():
+def test_the_context_restores_the_product_even_after_an_error():
     x, weight, bias = made((256, 256), 256)
     with pytest.raises(ZeroDivisionError), products(through_onednn=True):
         raise ZeroDivisionError
@@ -163,7 +163,7 @@ def test_the_way_back_ends_with_its_block_also_after_an_error():
 
 
 def slow(*arguments):
-    """oneDNN's product, twenty times for once."""
+    """oneDNN's product, repeated twenty times so that it is slow."""
     return [RIGHT(*arguments) for _ in range(20)].pop()
 
 
@@ -181,16 +181,16 @@ def probe(monkeypatch, tmp_path):
 
 
 @needs_onednn
-@pytest.mark.parametrize(("product", "text"), [(lambda *arguments: RIGHT(*arguments) * 1.01, "difference"), (slow, "us by oneDNN")])
-def test_the_probe_refuses_what_is_wrong_or_slow(probe, product, text):
+@pytest.mark.parametrize(("product", "text"), [(lambda *arguments: RIGHT(*arguments) * 1.01, "difference"), (slow, "us with oneDNN")])
+def test_the_probe_rejects_a_wrong_or_slow_product(probe, product, text):
     found, seen = probe(product)
     assert not found
     assert text in seen
 
 
 @needs_onednn
-def test_what_was_seen_first_counts_in_every_later_run(probe, tmp_path):
-    """Where two libraries are about as fast, chance would choose another one in each run, with other last bits."""
+def test_the_first_answer_holds_in_every_later_run(probe, tmp_path):
+    """If two libraries are about as fast, a new probe could choose differently in each run and change the last bits."""
     wrong, text = lambda *arguments: RIGHT(*arguments) * 1.01, "a difference between oneDNN's product and torch's"
     first = probe(slow)
     assert probe(wrong) == first
@@ -216,7 +216,7 @@ def test_what_was_seen_first_counts_in_every_later_run(probe, tmp_path):
         "a link that leads nowhere",
     ],
 )
-def test_whatever_else_is_in_place_of_the_answer_is_replaced(probe, tmp_path, content):
+def test_an_invalid_saved_answer_is_replaced(probe, tmp_path, content):
     wrong, text = lambda *arguments: RIGHT(*arguments) * 1.01, "a difference between oneDNN's product and torch's"
     file = tmp_path / f"linear-{onednn._circumstances(1)}.json"
     if content == "a pipe":
@@ -232,7 +232,7 @@ def test_whatever_else_is_in_place_of_the_answer_is_replaced(probe, tmp_path, co
 
 
 @needs_onednn
-def test_a_user_without_a_home_keeps_nothing(probe, monkeypatch):
+def test_nothing_is_saved_for_a_user_without_a_home(probe, monkeypatch):
     def no_home(_: type) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -242,9 +242,9 @@ def test_a_user_without_a_home_keeps_nothing(probe, monkeypatch):
 
 
 @needs_onednn
-def test_of_two_that_look_at_once_the_first_to_write_counts(probe, tmp_path):
+def test_of_two_concurrent_probes_the_first_to_write_wins(probe, tmp_path):
     def late(*arguments):
-        """Another process has written its answer by the time that this one has made up its mind."""
+        """Simulate another process that writes its answer while this one measures."""
         if not list(tmp_path.iterdir()):
             file = tmp_path / f"linear-{onednn._circumstances(1)}.json"
             file.write_text('{"faster": true, "seen": "the other"}')
@@ -254,13 +254,13 @@ def test_of_two_that_look_at_once_the_first_to_write_counts(probe, tmp_path):
 
 
 @needs_onednn
-def test_a_folder_that_cannot_be_written_keeps_nothing(probe, tmp_path):
+def test_nothing_is_saved_in_a_read_only_folder(probe, tmp_path):
     (tmp_path / "file").touch()
     assert not probe(slow, tmp_path / "file" / "folder")[0]
 
 
 @needs_onednn
-def test_jobs_keep_their_choice_in_the_state_folder(tmp_path, monkeypatch):
+def test_jobs_save_their_choice_in_the_state_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("OFFRL_LINEAR", raising=False)
     (tmp_path / f"linear-{onednn._circumstances(torch.get_num_threads())}.json").write_text('{"faster": true, "seen": "a day"}')
     asked = {"device": torch.device("cpu"), "dtype": torch.float32, "plain": True, "cache_dir": tmp_path}

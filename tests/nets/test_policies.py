@@ -34,7 +34,7 @@ def params_of(net):
 
 
 def head(params, name, x):
-    """Two ReLU layers and the head, in NumPy."""
+    """Compute two ReLU layers and the head in NumPy."""
     p = {n: v.numpy() for n, v in params.items()}
     for i in range(2):
         x = np.maximum(x @ p[f"{name}.encoder.{i}.weight"].T + p[f"{name}.encoder.{i}.bias"], 0)
@@ -65,7 +65,7 @@ def test_a_residual_policy_corrects_actions_within_its_scale_and_the_box():
 
 
 @pytest.mark.parametrize(("log_std_range", "middle"), [((-6.0, 0.0), -3.0), ((-5.0, 2.0), -1.5)])
-def test_a_free_deviation_starts_in_the_middle_of_its_range(log_std_range, middle):
+def test_a_free_log_std_starts_in_the_middle_of_its_range(log_std_range, middle):
     net = NormalPolicy("pi", (D,), A, ENCODER, log_std_range=log_std_range, free_std=True)
     params = params_of(net)
     same(net.distribution(params, normal(B, D)).log_std, np.full(A, middle))
@@ -75,7 +75,7 @@ def test_a_free_deviation_starts_in_the_middle_of_its_range(log_std_range, middl
     same(net(params, normal(B, D)), np.tanh(head(params, "pi", normal(B, D).numpy())))
 
 
-def test_a_deviation_of_the_state_is_clamped_to_its_range():
+def test_a_state_dependent_log_std_is_clamped_to_its_range():
     net = NormalPolicy("pi", (D,), A, ENCODER, log_std_range=(-0.1, 0.2), free_std=False)
     params = {name: 5 * value for name, value in params_of(net).items()}
     mean, log_std = np.split(head(params, "pi", normal(B, D).numpy()), 2, -1)
@@ -139,7 +139,7 @@ def test_the_gradient_of_a_samples_density_is_the_reparametrised_one():
         torch.testing.assert_close(one, other)
 
 
-def test_a_squashed_policy_has_mean_and_clamped_deviation_in_its_head():
+def test_a_squashed_policys_head_gives_mean_and_clamped_log_std():
     net = SquashedNormalPolicy("pi", (D,), A, ENCODER, log_std_range=(-0.1, 0.2))
     params = {name: 5 * value for name, value in params_of(net).items()}
     observation, noise = normal(B, D), normal(K, B, A, seed=3)
@@ -156,7 +156,7 @@ def test_a_squashed_policy_has_mean_and_clamped_deviation_in_its_head():
     torch.testing.assert_close(log_prob, distribution.sample(noise)[1])
 
 
-def test_a_squashed_policys_deviation_ranges_from_minus_20_to_2():
+def test_a_squashed_policys_log_std_ranges_from_minus_20_to_2():
     net = SquashedNormalPolicy("pi", (D,), A, ENCODER)
     params = {name: 1000 * value for name, value in params_of(net).items()}
     log_std = net.distribution(params, normal(B, D)).log_std
@@ -171,7 +171,7 @@ def test_a_categorical_policy_gives_logits_and_normalised_log_probabilities():
     same(net.log_prob(params, normal(B, D)), logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
 
 
-def test_a_categorical_policy_may_stand_on_a_q_functions_encoder():
+def test_a_categorical_policy_can_share_a_q_functions_encoder():
     critics = DiscreteCritics("q", 1, (D,), 4, ENCODER)
     net = CategoricalPolicy("pi", (D,), 4, ENCODER, shared=critics.encoders[0])
     own = params_of(net)

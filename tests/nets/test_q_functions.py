@@ -38,7 +38,7 @@ def critics_of(kind, *, discrete, members=MEMBERS, **values):
 
 
 def params_of(net, seed=0):
-    """Parameters larger than the initial ones, so that quantiles and proposals differ visibly."""
+    """Return parameters larger than the initial ones, so that quantiles and proposals differ visibly."""
     return {name: 2.5 * value for name, value in net.init(generator(seed), torch.float64).items()}
 
 
@@ -56,7 +56,7 @@ def layer(p, name, x):
 
 
 def reference(params, net, kind, x, member, fractions):
-    """One member's quantiles ``[outputs][M]`` and expected values ``[outputs]`` for one input vector."""
+    """Compute one member's quantiles ``[outputs][M]`` and expected values ``[outputs]`` for one input vector."""
     p = {name: value.detach().numpy() for name, value in params.items() if name != CONTEXT}
     trunk = "q.encoder" if "q.encoder.0.weight" in p else f"q.{member}.encoder"
     h = x
@@ -130,7 +130,7 @@ def test_the_first_members_alone_are_the_first_of_all(discrete):
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_iqn_draws_new_fractions_in_losses_and_acts_by_even_ones(discrete):
+def test_iqn_draws_new_fractions_in_losses_and_acts_with_evenly_spaced_ones(discrete):
     net = critics_of("iqn", discrete=discrete)
     params, given = params_of(net), inputs(discrete)
     torch.testing.assert_close(net.values(params, *given).fractions, torch.tensor([0, 1 / 3, 2 / 3, 1], dtype=torch.float64))
@@ -154,7 +154,7 @@ def test_iqn_with_its_own_defaults_takes_continuous_actions():
     assert torch.isfinite(error)
 
 
-def test_a_type_has_its_own_number_of_quantiles_unless_told():
+def test_each_type_has_its_own_default_number_of_quantiles():
     assert [QFunction(type=kind).quantiles for kind in ALL] == [1, 32, 64, 32]
     assert QFunction(type="iqn", n_quantiles=7).quantiles == 7
 

@@ -14,7 +14,7 @@ from offrld import settings
 from offrld.algos import get
 from offrld.nets import Critics, DiscreteCritics, Encoder, QFunction, q_plugins
 
-# Quantile regression once more, written for a package: it must then be the built-in one to the last bit.
+# Quantile regression as a package's Q function: it must equal the built-in one to the last bit.
 REGRESSION = """
 import torch
 from torch.nn.functional import huber_loss
@@ -42,7 +42,7 @@ BUILT_IN = QFunction(type="qr", n_quantiles=5)
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path, monkeypatch):
-    """A package with entry points, as an installer leaves it in a folder of ``sys.path``."""
+    """Install a package with entry points in a folder of ``sys.path``."""
     for name, text in POINTS.items():
         (tmp_path / f"offrl_test_q_{name}.py").write_text(text)
     info = tmp_path / "offrl_test_q-1.0.dist-info"
@@ -79,7 +79,7 @@ def test_values_targets_and_errors_are_the_packages(discrete):
 
 
 @pytest.mark.parametrize("name", ["td3_bc", "double_dqn", "bcq"])
-def test_it_trains_to_the_bits_of_the_same_built_in_one_and_goes_through_a_checkpoint(name, store_for, tmp_path):
+def test_it_trains_to_the_same_bits_as_the_built_in_type_and_survives_a_checkpoint(name, store_for, tmp_path):
     algorithm = get(name)
     store = store_for(algorithm)
     values = {
@@ -99,14 +99,14 @@ def test_it_trains_to_the_bits_of_the_same_built_in_one_and_goes_through_a_check
     assert all(torch.equal(value, again.state.tensors()[key]) for key, value in learners["regression"].state.tensors().items())
 
 
-def test_what_is_wrong_is_said():
-    with pytest.raises(Unknown, match="unknown type 'regresion' of Q functions"):
+def test_invalid_q_functions_are_reported():
+    with pytest.raises(Unknown, match="unknown Q function type 'regresion'"):
         q_plugins.load("regresion")
     with pytest.raises(InvalidInput, match=r"'bare' of 'offrl.q_functions' \(offrl_test_q_bare\) has no function size, mean, errors"):
         Critics("q", 1, (4,), 2, Encoder(), QFunction(type="bare"))
-    with pytest.raises(InvalidInput, match="Q function 'sizeless' gives size 0"):
+    with pytest.raises(InvalidInput, match="Q function 'sizeless' returns the size 0"):
         Critics("q", 1, (4,), 2, Encoder(), QFunction(type="sizeless"))
-    with pytest.raises(InvalidInput, match="takes no options"):
+    with pytest.raises(InvalidInput, match="has no options"):
         QFunction(options={"quantiles": 3})
     with pytest.raises(InvalidInput, match=r"'q_function.n_quantiles' has no effect with q_function.type 'regression'"):
         settings.build(get("dqn").config, {"q_function": "regression", "q_function.n_quantiles": 7})

@@ -1,4 +1,4 @@
-"""The uniform numbers of a context: distribution, independence, and the same numbers however they are computed."""
+"""The uniform numbers of a context: distribution, independence, and the same numbers from every implementation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_numbers_are_uniform_on_zero_to_one(key):
 
 
 def chi_square(x: torch.Tensor, bins: int) -> float:
-    """Pearson's statistic of equal bins as standard deviations from its mean."""
+    """Return Pearson's statistic of equal bins, in standard deviations from its mean."""
     counts = torch.bincount((x * bins).long(), minlength=bins).double()
     expected = len(x) / bins
     return (((counts - expected) ** 2 / expected).sum().item() - (bins - 1)) / (2 * (bins - 1)) ** 0.5
@@ -59,7 +59,7 @@ def test_no_two_of_many_keys_streams_and_calls_are_correlated():
 
 
 def test_the_first_number_over_many_following_keys_is_uniform_too():
-    """An engine counts its keys up: over updates one position must be as random as one update's positions are."""
+    """The engine increments its keys: one position over many updates must be as random as many positions of one update."""
     keys = torch.arange(N) + (3 << 32)
     x = torch.func.vmap(lambda key: random.uniform(random.words(key), (5, 6), (2,), torch.empty(0, dtype=torch.float64)))(keys)
     for column in (x[:, 0], x[:, 1]):
@@ -68,7 +68,7 @@ def test_the_first_number_over_many_following_keys_is_uniform_too():
     assert abs(correlation(x[:, 0], x[:, 1])) < 5 / 256
 
 
-def test_near_keys_do_not_give_the_same_numbers_in_another_order():
+def test_neighbouring_keys_do_not_give_permuted_numbers():
     first = set((draw(0, n=4096) * 2**24).long().tolist())
     for key in (1, 2, 64, 1 << 32):
         assert len(first & set((draw(key, n=4096) * 2**24).long().tolist())) < 16  # by chance: about one
@@ -90,7 +90,7 @@ def test_mapping_over_keys_equals_single_calls_bit_for_bit():
     assert len(together.unique()) > 0.99 * together.numel()
 
 
-def test_a_context_gives_others_at_each_call_to_each_name_and_to_online_and_target():
+def test_a_context_draws_new_numbers_for_each_call_name_and_mode():
     like = torch.empty(0)
     training, target = Context(torch.tensor(4), True), Context(torch.tensor(4), False)
     drawn = [context.uniform(name, (8,), like) for context, name in ((training, "a"), (training, "a"), (training, "b"), (target, "a"))]
@@ -102,8 +102,8 @@ def test_a_context_gives_others_at_each_call_to_each_name_and_to_online_and_targ
     assert torch.equal(again.uniform("a", (8,), like), drawn[0])
 
 
-def test_the_numbers_are_those_of_the_hash_in_unbounded_integers_and_stay_so():
-    """No operation overflows; and a run that goes on from a checkpoint draws as the version that wrote it did."""
+def test_the_numbers_equal_the_hash_in_unbounded_integers_and_never_change():
+    """No operation overflows, and a run resumed from a checkpoint draws the same numbers as the version that wrote it."""
 
     def mix(x: int) -> int:
         x = (x ^ x >> 16) * 0x7FEB352D % 2**32
@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_the_hash_in_unbounded_integers_and_stay_so():
 
 @pytest.mark.parametrize("shape", [(3, 7), (random._BLOCK + 5,), ()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_eager_code_that_works_in_blocks_draws_what_torchs_operations_draw(shape, dtype, monkeypatch):
+def test_blockwise_eager_code_draws_the_same_numbers_as_torchs_operations(shape, dtype, monkeypatch):
     like, key, stream = torch.empty(0, dtype=dtype), random.words(torch.tensor(-5)), random.stream("a", 1)
     blocks = random.uniform(key, stream, shape, like)
     monkeypatch.setattr(random, "eager", lambda x: False)

@@ -1,4 +1,4 @@
-"""Linear layers as one operation: the values and derivatives of torch's own operations, layer by layer."""
+"""Linear layers as one operation: the same values and derivatives as torch's operations layer by layer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_the_layers_one_by_one(shapes, widths,
 
 
 @pytest.mark.parametrize("shapes", PARTS[1:4])
-def test_each_gradient_is_right_when_it_is_the_only_one_asked_for(shapes):
+def test_each_gradient_is_correct_when_only_it_is_requested(shapes):
     parts, pairs = made(shapes, (24, 70, 3))
     leaves = [*parts, *(value for pair in pairs for value in pair)]
     expected = torch.autograd.grad(reference(parts, pairs, relu=False).sin().sum(), leaves)
@@ -83,7 +83,7 @@ def test_each_gradient_is_right_when_it_is_the_only_one_asked_for(shapes):
 
 
 @pytest.mark.parametrize("shapes", PARTS[2:5])
-def test_a_graph_can_be_gone_through_twice_and_differentiated_twice(shapes):
+def test_a_graph_supports_two_backward_passes_and_second_derivatives(shapes):
     parts, pairs = made(shapes, (16, 2))
     leaves = [*parts, *(value for pair in pairs for value in pair)]
 
@@ -96,7 +96,7 @@ def test_a_graph_can_be_gone_through_twice_and_differentiated_twice(shapes):
     assert_same(results(layers(parts, pairs)), results(reference(parts, pairs, relu=False)))
 
 
-def test_what_is_not_a_number_comes_out_as_such():
+def test_nan_stays_nan():
     parts, pairs = made(((50, 3),), (8, 4, 4))
     with torch.no_grad():
         pairs[0][0][2, 1] = float("nan")
@@ -143,7 +143,7 @@ def test_an_encoder_of_nothing_but_linear_layers_with_relu_is_one_operation(enco
 
 
 @pytest.mark.parametrize("through_onednn", [False, True])
-def test_float32_is_as_near_to_float64_as_its_digits_allow(through_onednn):
+def test_float32_is_as_close_to_float64_as_its_precision_allows(through_onednn):
     shapes, widths = PARTS[3], (256, 256, 1)
     parts, pairs = made(shapes, widths, torch.float32)
     double = [part.detach().double() for part in parts], [tuple(value.detach().double() for value in pair) for pair in pairs]

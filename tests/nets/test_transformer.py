@@ -17,7 +17,7 @@ B, L, D, A, TIMESTEPS = 5, 6, 3, 2, 9
 
 
 def windows(discrete: bool, seed: int = 0) -> SimpleNamespace:
-    """Windows of every number of real steps from one to L; some beyond the largest time step."""
+    """Return windows with every number of real steps from 1 to L; some exceed the largest time step."""
     random = torch.Generator().manual_seed(seed)
     length = torch.tensor([1, 2, 4, L, L])
     last = length + torch.tensor([0, 0, 0, 0, 7])
@@ -50,7 +50,7 @@ def model_of(discrete: bool, position: str = "simple", heads: int = 2, activatio
 
 
 def parameters(model: SequenceModel) -> dict[str, torch.Tensor]:
-    """Initial parameters moved by noise, so that no bias is 0 and no gain is 1."""
+    """Return initial parameters plus noise, so that no bias is 0 and no gain is 1."""
     random = torch.Generator().manual_seed(7)
     params = model.init(random, torch.float64)
     return {name: value + 0.3 * torch.randn(value.shape, generator=random, dtype=torch.float64) for name, value in params.items()}
@@ -89,7 +89,7 @@ def test_it_is_the_plain_torch_transformer_on_every_real_step(discrete, position
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_padding_and_what_comes_later_change_nothing(discrete):
+def test_padding_and_later_steps_change_nothing(discrete):
     model = model_of(discrete)
     params, window, other = parameters(model), windows(discrete, 0), windows(discrete, 1)
     padding, real = window.mask == 0, window.mask > 0
@@ -135,7 +135,7 @@ def test_gradients_are_finite_and_reach_every_parameter():
         assert gradient.abs().max() > 1e-12, name
 
 
-def test_several_models_are_mapped_as_each_is_alone():
+def test_mapped_models_equal_each_model_alone():
     model, window = model_of(True, attention_dropout=0.2), windows(True)
     many = [parameters(model), {name: value * 1.1 for name, value in parameters(model).items()}]
 

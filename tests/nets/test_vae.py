@@ -1,4 +1,4 @@
-"""The conditional VAE against its formula, and that it learns what it is for: two actions where a mean would give neither."""
+"""The conditional VAE equals its formula and learns two modes of actions, whose mean would be neither."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_loss_is_reconstruction_plus_divergence(beta, scale):
     assert float(VAE.loss(params, s, a, noise, beta)) == pytest.approx(total, rel=1e-10)
 
 
-def test_decoding_is_squashed_unless_told():
+def test_decoding_is_squashed_by_default():
     params, s, z = params_of(VAE, 3.0), normal(B, D), 3 * normal(K, B, 2 * A, seed=3)
     raw = VAE.decode(params, s, z, squash=False)
     assert raw.shape == (K, B, A)
@@ -56,7 +56,7 @@ def test_decoding_is_squashed_unless_told():
         np.testing.assert_allclose(raw[k].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_latent_is_twice_the_action_unless_told():
+def test_the_latent_is_twice_the_action_by_default():
     assert VAE.latent_size == 2 * A
     net = ConditionalVAE("vae", (D,), A, Encoder(units=(7,)), Encoder(units=(7,)), latent=3)
     assert net.encode(params_of(net), normal(B, D), normal(B, A)).mean.shape == (B, 3)

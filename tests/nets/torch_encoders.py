@@ -1,4 +1,4 @@
-"""The encoders once more as torch.nn modules, written from the description of the layers: what the tests compare with."""
+"""The encoders as torch.nn modules, written from the description of the layers, as a reference for the tests."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Actor(threading.Thread):
         self.ledger.problems.append(f"{self.name}: {text}")
 
     def ask(self, request: wire.Request) -> Any:
-        """The answer, or the error, of the daemon: asked again as long as it is not there."""
+        """Return the daemon's answer or error; repeat the request while the daemon is unavailable."""
         while True:
             try:
                 return self.once(request)
@@ -93,7 +93,7 @@ class Actor(threading.Thread):
                 time.sleep(0.02)
 
     def once(self, request: wire.Request) -> Any:
-        """Asked once: `NoDaemon` where there is none, or it went away."""
+        """Send one request; raise `NoDaemon` if the daemon is unavailable or disappears."""
         if self.connection is None:
             self.connection = Connection(self.storm.url, timeout=60.0, patience=0.0)
         return self.connection.request(request, again=False)
@@ -124,7 +124,7 @@ class Trainer(Actor):
 
 
 class Follower(Actor):
-    """Follows the newest train job over every death of the daemon."""
+    """Follow the newest train job across every crash of the daemon."""
 
     def act(self) -> None:
         with self.storm.lock:
@@ -146,7 +146,7 @@ class Follower(Actor):
 
 
 class Canceller(Actor):
-    """Submits jobs that would never end, and cancels each at a random moment of its life."""
+    """Submit jobs that would never end, and cancel each at a random moment."""
 
     def act(self) -> None:
         kind = self.random.choice(self.storm.kinds)
@@ -166,7 +166,7 @@ class Canceller(Actor):
 
 
 class Uploader(Actor):
-    """Uploads sources in small chunks and has them imported, or appended; after a break it goes on where the daemon says."""
+    """Upload sources in small chunks and import or append them; after a break, continue from the daemon's offset."""
 
     def act(self) -> None:
         number = next(self.storm.numbers)
@@ -222,7 +222,7 @@ class Uploader(Actor):
 
 
 class Remover(Actor):
-    """Removes datasets that nobody uses, and jobs that were cancelled."""
+    """Remove unused datasets and cancelled jobs."""
 
     def act(self) -> None:
         self.pause(self.random.uniform(0.5, 3.0))

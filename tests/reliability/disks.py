@@ -48,7 +48,7 @@ class SmallDisk:
         return Path(f"/proc/{self._holder.pid}/root{self._where}")
 
     def fill(self) -> None:
-        """Take all that is free."""
+        """Fill all free space."""
         try:
             with (self.inside / "filler").open("ab", buffering=0) as file:
                 while file.write(bytes(4096)) == 4096:
@@ -58,7 +58,7 @@ class SmallDisk:
                 raise
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space again."""
         (self.inside / "filler").unlink(missing_ok=True)
 
     def remount(self, option: str) -> None:

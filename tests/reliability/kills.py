@@ -55,7 +55,7 @@ GONE_S = 30.0  # for workers to notice that their daemon is dead
 
 @dataclass
 class Report:
-    """What a storm did, and every promise that was broken."""
+    """The events of a storm, and every broken promise."""
 
     daemon_kills: int = 0
     at_once: int = 0  # of these: together with all workers
@@ -86,7 +86,7 @@ Weights = dict[str, dict[str, np.ndarray]]  # kind of job -> tensors of its last
 
 
 def undisturbed(folder: Path, kinds: tuple[Kind, ...]) -> Weights:
-    """The final weights of each kind of job in a service that nobody disturbs."""
+    """Return the final weights of each kind of job in an undisturbed service."""
     service = Service(folder / "quiet", SETTINGS.format(spare=0, train=2), ENVIRONMENT)
     try:
         with service.start() as client:
@@ -160,7 +160,7 @@ def storm(
 def _kill(
     service: Service, shared: Storm, report: Report, moments: random.Random, daemon_kills: int, worker_kills: int, pace: float
 ) -> None:
-    """The kills, in a random order at random moments; the daemon is started again at once."""
+    """Kill processes in random order at random moments; restart the daemon at once."""
     victims = ["daemon"] * daemon_kills + ["worker"] * worker_kills
     moments.shuffle(victims)
     for victim in victims:
@@ -187,7 +187,7 @@ def _kill(
 
 
 def _kind(state: Path, name: str) -> str:
-    """What a worker is doing."""
+    """Return what a worker is doing."""
     if name.startswith("spare-"):
         note = state / "run" / "workers" / name
         return "train" if note.exists() else "spare"
@@ -198,7 +198,7 @@ def _kind(state: Path, name: str) -> str:
 
 
 def _let_end(service: Service, shared: Storm, actors: list[Any], shepherd: Shepherd) -> None:
-    """The storm is over: the actors finish what they began, and every job comes to its end."""
+    """After the storm, let the actors finish their work and every job end."""
     with service.client() as client:
         shared.outstanding = 0  # no further jobs
         early = shared.over.is_set()
@@ -230,7 +230,7 @@ def _let_end(service: Service, shared: Storm, actors: list[Any], shepherd: Sheph
 
 
 def verify(client: Client, state: Path, folder: Path, shared: Storm, expected: Weights, report: Report) -> None:
-    """Compare what was acknowledged with what is there."""
+    """Compare everything that was acknowledged with the service's state."""
     ledger = shared.ledger
     there = {job.id: job.last for job in client.jobs("all", limit=10_000)}
     report.retried, report.repeated, report.resumed_uploads = ledger.retried, ledger.repeated, ledger.resumed_uploads
@@ -306,7 +306,7 @@ def _verify_datasets(client: Client, state: Path, shared: Storm, report: Report)
 
 
 def _rewards(state: Path, name: str) -> list[int]:
-    """The number in the rewards of each episode, which identifies its source; -1 where they differ."""
+    """Return the number in the rewards of each episode, which identifies its source; -1 if they differ."""
     store = EpisodeStore.open(state / "datasets" / name)
     found = []
     for episode in store.episodes:
@@ -316,7 +316,7 @@ def _rewards(state: Path, name: str) -> list[int]:
 
 
 def _orphans(service: Service, shared: Storm, report: Report) -> None:
-    """Kill the daemon once more, with workers under way: all of them end by themselves."""
+    """Kill the daemon once more while workers run; check that all of them end by themselves."""
     with service.client() as client:
         job = client.request(wire.Submit(spec=shared.kinds[0].spec(BASE, 10**9))).job
         until(lambda: client.job(job).last.step > 0, "a job that runs")

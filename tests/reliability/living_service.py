@@ -1,4 +1,4 @@
-"""The real daemon in a process of its own, started again and again on one state folder, and the processes that it leaves behind."""
+"""The real daemon in its own process, restarted on one state folder, and the processes that it leaves behind."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ UNPRIVILEGED = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "
 
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Path]:
-    """A state folder with a dataset, a queued job and the list of algorithms."""
+    """Prepare a state folder with a dataset, a queued job and the list of algorithms."""
     with short_folder() as folder:
         service = Service(folder, SETTINGS.format(train=0), OFTEN)
         try:
@@ -47,7 +47,7 @@ def prepared() -> Iterator[Path]:
 
 @pytest.fixture
 def new_service(prepared: Path) -> Iterator[Callable[..., Service]]:
-    """A service on a copy of that folder, not started yet; ``train``: train jobs at once."""
+    """Create a service on a copy of that folder, not started yet; ``train``: train jobs at once."""
     with short_folder() as folder:
         made: list[Service] = []
 
@@ -64,7 +64,7 @@ def new_service(prepared: Path) -> Iterator[Callable[..., Service]]:
 
 
 def send(client: Client, data: bytes, upload: str = "upload-1", name: str = "data.bin") -> None:
-    """A whole upload of one file, in chunks of 64 KiB."""
+    """Upload one file in chunks of 64 KiB."""
     entry = wire.FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
     offset = client.request(wire.OpenUpload(upload=upload, files=[entry])).received[name]
     while offset < len(data):
@@ -75,20 +75,20 @@ def send(client: Client, data: bytes, upload: str = "upload-1", name: str = "dat
 
 
 def one_line(error: OffrlError) -> str:
-    """The message, which has one line, with its hint."""
+    """Check that the error has a message of one line and a hint; return the message."""
     assert "\n" not in str(error) and error.hint
     return str(error)
 
 
 def nothing_lost(client: Client) -> None:
-    """What was acknowledged before the fault is there, and its key names the same job."""
+    """Check that everything acknowledged before the fault still exists, and that its key still names the same job."""
     assert client.datasets.show("base").episodes == 8
     assert not client.request(wire.Submit(spec=KINDS[1].spec("base", 40), key="first")).created
 
 
 # ------------------------------------------------------------------------------------------------------------------------- disk
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_on_a_full_disk_requests_say_so_and_everything_continues_once_there_is_room(new_service) -> None:
+def test_on_a_full_disk_requests_report_it_and_everything_continues_once_there_is_room(new_service) -> None:
     with small_disk(new_service.folder / "disk", 16) as disk:
         service = new_service(disk.inside, program=disk.program)
         with service.start() as client:
@@ -116,7 +116,7 @@ def test_on_a_full_disk_requests_say_so_and_everything_continues_once_there_is_r
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_a_job_on_a_full_disk_says_so_and_continues_to_the_same_weights(new_service) -> None:
+def test_a_job_on_a_full_disk_reports_it_and_continues_to_the_same_weights(new_service) -> None:
     folder = new_service.folder
     with small_disk(folder / "disk", 16) as disk:
         service = new_service(disk.inside, train=1, program=disk.program)
@@ -139,7 +139,7 @@ def test_a_job_on_a_full_disk_says_so_and_continues_to_the_same_weights(new_serv
 
 
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=SmallDisk.unavailable())
-def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_it_is(new_service) -> None:
+def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_unchanged(new_service) -> None:
     folder = new_service.folder
     with small_disk(folder / "disk", 16) as disk:
         service = new_service(disk.inside, program=disk.program)
@@ -155,7 +155,7 @@ def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_i
 
 
 # ------------------------------------------------------------------------------------------------------------------ permissions
-def test_a_lost_permission_is_named_and_everything_continues_once_it_is_back(new_service) -> None:
+def test_a_lost_permission_is_named_and_everything_continues_once_it_is_restored(new_service) -> None:
     program = (*UNPRIVILEGED, *PROGRAM) if os.geteuid() == 0 else PROGRAM  # root may do everything unless its capabilities are dropped
     service = new_service(program=program)
     state = service.state
@@ -255,10 +255,10 @@ def test_a_broken_database_is_refused_in_one_line_and_left_for_a_back_up(new_ser
     jobs = sorted((service.state / "jobs").rglob("*"))
     status, lines = service.refused()
     assert (status, len(lines)) == (1, 1), lines
-    assert str(path.name) in lines[0] and "replace it with a back-up" in lines[0]
+    assert str(path.name) in lines[0] and "replace it with a backup" in lines[0]
     assert path.read_bytes() == broken
     assert sorted((service.state / "jobs").rglob("*")) == jobs
-    path.write_bytes(whole)  # the back-up
+    path.write_bytes(whole)  # the backup
     with service.start() as client:
         nothing_lost(client)
     assert service.stop() == 0
@@ -295,5 +295,5 @@ def test_after_a_damaged_checkpoint_the_one_before_is_used_and_the_weights_are_t
 
 def test_the_remedy_that_a_message_names_is_documented() -> None:
     operations = (HERE.parent.parent / "docs" / "operations.md").read_text()
-    for words in ("disk is full", "cannot be written by this user", "replace it with a back-up"):
+    for words in ("disk is full", "cannot be written by this user", "replace it with a backup"):
         assert words in operations

@@ -1,4 +1,4 @@
-"""The kill harness (`kills`) in its quick form; `make test-reliability` runs the long one."""
+"""The short run of the kill harness (`kills`); `make test-reliability` runs the long one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is given to the service: small sources whose rows identify their origin, and jobs whose final weights are known.
+"""The service's workload: small sources whose rows identify their origin, and jobs whose final weights are known.
 
 Every job computes the same bits however often it is interrupted (CPU, eager, one thread), so what an undisturbed run of it has in
 its last checkpoint is what every other run of it must have.

@@ -1,4 +1,4 @@
-"""Wrote tests/store/data/format-1, once: the sample that every later version must read. Not run by the tests."""
+"""Write tests/store/data/format-1, the sample that every later version must read. The tests do not run this."""
 
 from __future__ import annotations
 

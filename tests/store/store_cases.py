@@ -32,7 +32,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two arrays, or dicts of arrays, hold the same."""
+    """Return whether two arrays, or dicts of arrays, are equal."""
     if isinstance(left, Mapping):
         return set(left) == set(right) and all(same(left[name], right[name]) for name in left)
     return np.array_equal(left, right)
@@ -118,7 +118,7 @@ def philox(seed: int, counter: tuple[int, int, int, int]) -> list[int]:
 
 
 def drawn(seed: int, step: int, stream: int, total: int, count: int) -> list[int]:
-    """The whole numbers below ``total`` of a step."""
+    """Return the integers below ``total`` that a step draws."""
     numbers = []
     for i in range(count):
         words = philox(seed, (i // 2, step & 0xFFFFFFFF, step >> 32, stream))
@@ -128,7 +128,7 @@ def drawn(seed: int, step: int, stream: int, total: int, count: int) -> list[int
 
 
 class Oracle:
-    """What a sampler over these episodes must give, worked out one transition at a time from the episodes themselves."""
+    """The expected result of a sampler over these episodes, computed transition by transition from the episodes."""
 
     def __init__(
         self,

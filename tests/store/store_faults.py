@@ -1,4 +1,4 @@
-"""A disk that dies, fills up or forgets at the n-th write, under the real store: the system calls of `os` are counted and cut short."""
+"""A disk that dies, fills up or loses writes at the n-th write, under the real store: system calls of `os` are counted and cut short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REAL = {name: getattr(os, name) for name in ("pwrite", "pwritev", "fdatasync", "
 
 
 class PowerLoss(BaseException):
-    """The process ends here: no system call after it has any effect."""
+    """The process dies here: later system calls have no effect."""
 
 
 class Disk:
@@ -51,7 +51,7 @@ class Disk:
 
     @property
     def reached(self) -> bool:
-        """Whether there was a call number ``at``."""
+        """Return whether call number ``at`` happened."""
         return self.calls >= self.at
 
     def call(self, name: str, descriptor: Any, *arguments: Any) -> Any:

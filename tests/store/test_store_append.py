@@ -1,4 +1,4 @@
-"""What can be stored and read back, and what is refused with the episode, the field and the row."""
+"""Episodes that can be stored and read back, and errors that name the episode, the field and the row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def box_episode(**changes) -> Episode:
 
 @given(case=stores())
 @settings(max_examples=60, deadline=None)
-def test_any_episode_comes_back_as_it_was_given(case):
+def test_any_episode_is_read_back_unchanged(case):
     schema, episodes = case
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = write(Path(folder) / "s", schema, episodes[:1])
@@ -58,7 +58,7 @@ def test_episodes_are_a_lazy_sequence(tmp_path):
     assert store.episode_table["steps"].tolist() == [numbered_episode(i).steps for i in range(10)]
 
 
-def test_what_one_sees_in_a_shell(tmp_path):
+def test_what_a_shell_displays(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(0)])
     assert "episodes=1" in repr(store) and "observation: float32[3]" in repr(store)
     assert "observation=float32[" in repr(store.episodes[0])
@@ -68,7 +68,7 @@ def test_what_one_sees_in_a_shell(tmp_path):
         store.column("observations")
 
 
-def test_lists_and_exact_numbers_are_taken(tmp_path):
+def test_lists_and_exactly_representable_numbers_are_accepted(tmp_path):
     lists = Episode([[0.1, 0.2, 0.3], [1, 2, 3]], [2], [0.5], True, {"row": [7]})
     store = write(
         tmp_path / "s",
@@ -111,7 +111,7 @@ def test_lists_and_exact_numbers_are_taken(tmp_path):
         ({"extra": {"x": [1, 2, 3, 4]}}, "unknown field x"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place_and_nothing_is_written(tmp_path, changes, message):
+def test_invalid_episodes_are_refused_naming_the_place_and_nothing_is_written(tmp_path, changes, message):
     store = write(tmp_path / "s", BOX, [box_episode()])
     with pytest.raises(InvalidEpisode, match=message), store.writer() as writer:
         writer.append(box_episode(**changes))
@@ -136,7 +136,7 @@ def test_a_discrete_action_is_one_of_the_declared_choices(tmp_path, action, mess
         writer.append(Episode(np.zeros((3, 3), np.float32), action, [0, 0], extra={"row": [0, 0]}))
 
 
-def test_named_fields_must_all_be_there_and_of_one_length(tmp_path):
+def test_all_named_fields_must_be_present_with_equal_lengths(tmp_path):
     schema = Schema({"a": Field("float32", (2,)), "b": Field("uint8", (1, 2, 2))}, Field("float32", (1,)))
     store = EpisodeStore.create(tmp_path / "s", schema)
     a, b = np.zeros((3, 2), np.float32), np.zeros((3, 1, 2, 2), np.uint8)
@@ -150,7 +150,7 @@ def test_named_fields_must_all_be_there_and_of_one_length(tmp_path):
             writer.append(Episode(observation, np.zeros((2, 1), np.float32), [0, 0]))
 
 
-def test_extras_may_hold_what_is_not_finite(tmp_path):
+def test_extras_may_hold_non_finite_numbers(tmp_path):
     schema = Schema(Field("float32", ()), Field("float32", ()), extra={"logp": Field("float64")})
     store = write(tmp_path / "s", schema, [Episode([0, 1], [0], [0], extra={"logp": np.array([np.nan])})])
     assert np.isnan(store.episodes[0].extra["logp"]).all()
@@ -179,7 +179,7 @@ def test_extras_may_hold_what_is_not_finite(tmp_path):
         (lambda: Schema(Field("float32"), Field("float32"), metadata={"a": float("nan")}), "metadata"),
     ],
 )
-def test_a_schema_that_cannot_be_stored_says_why(make, message):
+def test_an_invalid_schema_is_refused_with_the_reason(make, message):
     with pytest.raises(InvalidSchema, match=message):
         make()
 
@@ -195,7 +195,7 @@ def test_a_field_knows_whether_it_is_discrete_and_its_bounds():
     assert Field("float32", 3).shape == (3,)
 
 
-def test_create_refuses_what_is_there_and_open_what_is_not(tmp_path):
+def test_create_refuses_an_existing_store_and_open_a_missing_one(tmp_path):
     store = EpisodeStore.create(tmp_path / "deep" / "s", SIMPLE)
     with pytest.raises(StoreExists):
         EpisodeStore.create(store.path, SIMPLE)
@@ -213,7 +213,7 @@ def test_create_refuses_what_is_there_and_open_what_is_not(tmp_path):
         EpisodeStore.open(store.path)
 
 
-def test_metadata_rides_along_and_does_not_change_the_snapshot(tmp_path):
+def test_metadata_is_stored_and_does_not_change_the_snapshot(tmp_path):
     schema = Schema(SIMPLE.observation, SIMPLE.action, extra=SIMPLE.extra, metadata={"env_id": "Hopper-v5", "grüße": [1, 2.5, None]})
     store = write(tmp_path / "s", schema, [numbered_episode(0)])
     assert EpisodeStore.open(store.path).metadata == {"env_id": "Hopper-v5", "grüße": [1, 2.5, None]}
@@ -221,7 +221,7 @@ def test_metadata_rides_along_and_does_not_change_the_snapshot(tmp_path):
     assert schema.same_fields(SIMPLE) and schema != SIMPLE
 
 
-def test_writers_one_after_the_other_append(tmp_path):
+def test_successive_writers_append(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     for number in range(4):
         with store.writer() as writer:

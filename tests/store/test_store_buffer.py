@@ -35,7 +35,7 @@ def test_storage_needs_no_more_than_the_first_episode_and_a_size(tmp_path):
     assert np.array_equal(np.memmap(buffer.path / "columns" / "observation.bin", "<f4", "r").reshape(-1, 3), column)
 
 
-def test_adding_gives_numbers_and_lengths_count_frames(store):
+def test_adding_returns_numbers_and_lengths_count_frames(store):
     """M03, M04: each episode added has its number; as many frames are in as were given."""
     frames, before = store.step_count, len(store)
     with store.writer() as writer:
@@ -77,7 +77,7 @@ def test_random_batches_repeat_and_passes_do_not(store, kernel):
         lambda store, **o: mix([(store, 1), (store, 2)]).transitions(8, 1, **o),
     ],
 )
-def test_a_loop_goes_on_without_end_over_random_batches(store, make):
+def test_a_loop_over_random_batches_never_ends(store, make):
     """M09: for a random sampler; the batches are those of sample()."""
     due = make(store)
     for batch in itertools.islice(make(store), 50):
@@ -139,7 +139,7 @@ def test_transforms_are_functions_over_batches_and_over_episodes(tmp_path):
         assert np.allclose(batch.reward, np.float32([0.1, 0.2])[batch.index])
 
 
-def test_storage_sampler_and_writer_are_put_together_freely(tmp_path):
+def test_storage_sampler_and_writer_combine_freely(tmp_path):
     """M11, M12: a bounded store, written step by step, read by two samplers of one snapshot; the oldest goes first."""
     buffer = EpisodeStore.create(tmp_path / "b", SIMPLE, limit_transitions=300)
     with buffer.writer() as writer:
@@ -186,7 +186,7 @@ def test_a_store_is_its_own_dump(store, tmp_path):
     assert files == {file: file.stat().st_mtime_ns for file in store.path.rglob("*")}
 
 
-def test_a_storage_of_several_environments_keeps_their_time_apart(tmp_path):
+def test_a_storage_of_several_environments_keeps_their_episodes_separate(tmp_path):
     """M13: what ndim=2 is for, [time, environment]: each environment's steps are episodes of its own."""
     store = EpisodeStore.create(tmp_path / "s", Schema(Field("float32", (1,)), Field("int64", (), 0, 2)))
     with store.writer() as writer:
@@ -227,7 +227,7 @@ def test_samplers_of_several_threads_do_not_disturb_each_other(store):
     assert all(np.array_equal(a, b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True))
 
 
-def test_a_sampler_can_be_read_ahead_by_a_thread(store):
+def test_a_thread_can_prefetch_from_a_sampler(store):
     """M08: two sets of arrays, filled in turn while the other is used, give the batches of one sampler in order."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""check() over everything that a store's folder may hold: damage in any file is named, or at least never passes for data."""
+"""check() over every file of a store's folder: damage is named, or at least never read as data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_changed_byte_in_any_file_is_named_by_check(full):
     assert check(full.path) == []
 
 
-def test_a_cut_in_any_file_is_named_by_check_and_never_read_over(full):
+def test_a_truncation_of_any_file_is_named_by_check_and_never_ignored(full):
     chance = random.Random(3)
     for file in [file for file in full.path.rglob("*") if file.is_file()]:
         content = file.read_bytes()

@@ -108,7 +108,7 @@ def test_a_death_at_every_single_system_call_loses_nothing_acknowledged(tmp_path
     assert at > (45 if group == 1 else 30)
 
 
-def test_a_death_while_recovering_is_recovered_from(tmp_path):
+def test_a_crash_during_recovery_is_recovered_from(tmp_path):
     base = write(tmp_path / "base", SIMPLE, [numbered_episode(i) for i in range(3)])
     tear(base.path, 30)
     for at in range(1, 6):
@@ -195,7 +195,7 @@ def test_gathered_episodes_wait_in_memory_for_space(tmp_path, monkeypatch):
     assert check(store.path) == []
 
 
-def test_what_is_given_may_change_once_it_was_appended(tmp_path):
+def test_the_callers_arrays_may_change_after_an_append(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     with store.writer() as writer:
         for number in range(3):
@@ -220,7 +220,7 @@ def test_an_episode_whose_commit_failed_is_not_seen_before_a_commit_succeeds(tmp
     check_numbered(store)
 
 
-def test_rows_whose_sync_failed_are_not_trusted_again(tmp_path):
+def test_rows_whose_sync_failed_are_written_again(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(0)])
     with store.writer() as writer:
         writer.append(numbered_episode(2))

@@ -71,7 +71,7 @@ def damages(content: bytes, chance: random.Random, start: int):
 
 
 def read(path: Path, pristine: EpisodeStore) -> list[str]:
-    """Reads all that a store gives; returns what differs from what was written. Errors are raised."""
+    """Read everything in a store; return the differences from what was written. Errors propagate."""
     store = EpisodeStore.open(path)
     wrong = [] if len(store) == len(pristine) and store.first == pristine.first else ["number of episodes"]
     for i, (ours, due) in enumerate(zip(store.episodes, pristine.episodes, strict=False)):
@@ -147,7 +147,7 @@ def test_no_damage_passes_for_data(pristine, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("open/") and name not in ("episodes.meta", "stats.json")])
-def test_a_file_that_is_gone_is_named(pristine, tmp_path, name):
+def test_a_missing_file_is_named(pristine, tmp_path, name):
     path = tmp_path / "s"
     shutil.copytree(pristine.path, path)
     (path / name).unlink()
@@ -192,7 +192,7 @@ def test_a_writer_meets_damage_with_an_error_or_keeps_what_is_whole(pristine, na
 # --- Metadata ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_line_is_an_error_for_the_episodes_that_it_may_be_of(tmp_path):
+def test_a_damaged_line_is_an_error_for_the_episodes_that_it_may_belong_to(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     with store.writer() as writer:
         for i in range(6):

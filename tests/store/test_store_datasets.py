@@ -57,7 +57,7 @@ def numbered(path, numbers):
 # --- From arrays and back -------------------------------------------------------------------------------------------------------------
 
 
-def test_real_arrays_become_a_data_set_and_the_same_arrays_again(pendulum):
+def test_real_arrays_become_a_dataset_and_the_same_arrays_again(pendulum):
     """J01, J02, J16: every value and dtype; timeouts stay apart from terminals."""
     store = MDPDataset(**pendulum)
     assert (len(store), store.step_count, store.transition_count) == (100, 20_000, 19_900)
@@ -81,7 +81,7 @@ def test_discrete_actions_are_found_counted_and_declared(cartpole):
         MDPDataset(**cartpole, action_size=2, discrete_action=False)
 
 
-def test_arrays_with_final_observations_say_what_comes_after_each_step(tmp_path):
+def test_arrays_with_final_observations_define_the_observation_after_each_step(tmp_path):
     store = numbered(tmp_path / "s", range(7))
     arrays = to_arrays(store, episodes=[5, 0, 3], next_observations=True)
     at = 0
@@ -152,7 +152,7 @@ def test_a_store_is_extended_by_others_or_not_at_all(tmp_path):
     assert same_episode(concat(tmp_path / "j", [store]).episodes[8], numbered_episode(8))
 
 
-def test_a_step_beyond_the_end_and_flags_that_are_none_are_refused():
+def test_a_step_after_the_end_and_invalid_flags_are_refused():
     observations, actions, rewards = np.zeros((4, 2), "f4"), np.zeros((4, 1), "f4") + 0.5, np.zeros(4, "f4")
     for terminals in ([0, 0, 0, 2], [0, 0, 0, np.nan], [0, 0.5, 0, 1]):
         with pytest.raises(InvalidInput, match="is not a flag"):
@@ -238,7 +238,7 @@ def test_scikit_learn_splits_numbers_of_episodes(tmp_path):
         )
 
 
-def test_rows_that_are_no_transitions_are_named(tmp_path):
+def test_rows_that_are_not_transitions_are_named(tmp_path):
     store = numbered(tmp_path / "s", range(6))
     table = store.episode_table
     for rows, message in (
@@ -257,7 +257,7 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
         PrioritizedSampler(store, batch_size=4, rows=[0])
 
 
-def test_last_steps_without_a_next_action_are_passed_over(tmp_path):
+def test_last_steps_without_a_next_action_are_skipped(tmp_path):
     """J26: rows of all transitions may be given where next actions are asked for; a one-step episode that has none is passed over too."""
     episodes = [
         Episode(np.zeros((t + 1, 3), np.float32), np.arange(t) % 5, np.zeros(t, np.float32), False, {"row": np.arange(t)})
@@ -275,7 +275,7 @@ def test_last_steps_without_a_next_action_are_passed_over(tmp_path):
 # --- Statistics -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_stats_hold_what_compute_stats_gives(pendulum, cartpole):
+def test_stats_equal_compute_stats(pendulum, cartpole):
     """J10: mean, std, min, max and 20-bin histograms of returns, rewards and action dimensions; frequencies of discrete actions."""
     stats = MDPDataset(**pendulum).stats()
     for name, values in (("reward", pendulum["rewards"]), ("action", pendulum["actions"][:, 0])):
@@ -310,7 +310,7 @@ def test_histograms_have_twenty_bins_for_each_place_of_an_action():
     assert "histogram" not in fields["observation"]
 
 
-def test_statistics_that_an_older_version_cached_are_computed_anew(tmp_path):
+def test_statistics_cached_by_an_older_version_are_recomputed(tmp_path):
     store = numbered(tmp_path / "s", range(4))
     expected = store.stats()
     file = store.path / stats_of.STATS_FILE
@@ -327,7 +327,7 @@ def test_statistics_that_an_older_version_cached_are_computed_anew(tmp_path):
 # --- Buffers ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_buffer_is_made_from_episodes_or_signatures(tmp_path):
+def test_a_buffer_is_created_from_episodes_or_signatures(tmp_path):
     """J15: fields from the first episode, or declared; the rest must fit."""
     episodes = [numbered_episode(i) for i in range(5)]
     store = from_episodes(tmp_path / "s", iter(episodes), action_size=5)
@@ -348,7 +348,7 @@ def test_a_buffer_is_made_from_episodes_or_signatures(tmp_path):
         infer_schema(Episode(np.zeros((2, 3)), [[0.5]], [1.0]), action_size=2)
 
 
-def test_a_replay_buffer_becomes_a_data_set(tmp_path):
+def test_a_replay_buffer_becomes_a_dataset(tmp_path):
     """J14, J16: the FIFO buffer's episodes, by copying and as arrays; a buffer without a limit keeps all (J24)."""
     buffer = EpisodeStore.create(tmp_path / "b", SIMPLE, limit_transitions=200)
     infinite = EpisodeStore.create(tmp_path / "i", SIMPLE)
@@ -364,7 +364,7 @@ def test_a_replay_buffer_becomes_a_data_set(tmp_path):
     assert same(to_arrays(buffer), to_arrays(dataset))
 
 
-def test_a_mixed_buffer_keeps_its_ratio_and_can_go_in_epochs(tmp_path):
+def test_a_mixed_buffer_keeps_its_ratio_and_supports_epochs(tmp_path):
     """J24: 30 % of each batch from one buffer; without replacement each gives all of its own before any comes again."""
     small, large = numbered(tmp_path / "a", range(3)), numbered(tmp_path / "b", range(3, 30))
     sampler = mix([(small, 0.3), (large, 0.7)]).transitions(10, 5, replacement=False)
@@ -419,7 +419,7 @@ def test_stacks_of_an_environment_are_stored_as_single_frames(tmp_path, pad):
         unstack(given, 5)
 
 
-def test_a_store_in_memory_goes_with_its_object():
+def test_a_store_in_memory_is_freed_with_its_object():
     """M02."""
     store = create_temporary(SIMPLE, memory=True)
     assert str(store.path).startswith("/dev/shm/")

@@ -1,4 +1,4 @@
-"""Sampling without replacement: every epoch is an order of all transitions, made without a table."""
+"""Sampling without replacement: every epoch is an order of all transitions, computed without a table."""
 
 from __future__ import annotations
 

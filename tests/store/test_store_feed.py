@@ -1,4 +1,4 @@
-"""What every sampler does with a bounded store, with lists of episodes, and with the arrays of somebody else."""
+"""Every sampler with a bounded store, with lists of episodes, and with the caller's arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounded stores: the oldest episodes go, their space goes back, and no reader is handed a row of a hole."""
+"""Bounded stores: the oldest episodes are evicted, their space is freed, and no reader ever sees a row of a hole."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_limit_in_bytes_counts_rows_and_records(tmp_path):
     assert (store.first, len(store)) == (9, 1)  # the newest stays, however large
 
 
-def test_many_episodes_go_at_once(tmp_path):
+def test_many_episodes_are_evicted_at_once(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE, limit_transitions=100)
     with store.writer() as writer:
         for number in range(2000):
@@ -96,7 +96,7 @@ def test_a_store_without_a_limit_is_never_evicted(tmp_path):
     assert (store.limit, store.first, reader.refresh()) == ({}, 0, 0)
 
 
-def test_a_reader_whose_episodes_went_is_told(tmp_path):
+def test_a_reader_of_evicted_episodes_gets_an_error(tmp_path):
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(10))
     snapshot = store.snapshot()
     pinned, loose = EpisodeStore.open(store.path, snapshot), EpisodeStore.open(store.path)
@@ -121,7 +121,7 @@ def test_a_reader_whose_episodes_went_is_told(tmp_path):
     check_kept(loose)
 
 
-def test_a_snapshot_that_is_kept_stays_until_it_is_let_go(tmp_path):
+def test_a_pinned_snapshot_stays_until_it_is_released(tmp_path):
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(12))
     snapshot = store.snapshot()
     assert store.first == 2
@@ -139,7 +139,7 @@ def test_a_snapshot_that_is_kept_stays_until_it_is_let_go(tmp_path):
     assert check(store.path) == []
 
 
-def test_a_snapshot_of_a_bounded_store_is_of_the_episodes_that_were_there(tmp_path):
+def test_a_snapshot_of_a_bounded_store_covers_the_episodes_of_its_time(tmp_path):
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(15))
     snapshot = str(store.snapshot())
     assert snapshot.startswith("5:15:")
@@ -149,7 +149,7 @@ def test_a_snapshot_of_a_bounded_store_is_of_the_episodes_that_were_there(tmp_pa
 
 
 @pytest.mark.parametrize("failure", ["kill", "power", "full"])
-def test_a_death_at_every_system_call_of_an_eviction_loses_nothing_that_is_kept(tmp_path, monkeypatch, failure):
+def test_a_crash_at_any_system_call_of_an_eviction_loses_no_kept_episode(tmp_path, monkeypatch, failure):
     monkeypatch.setattr(layout, "PAGE", 128)  # holes in the log, and metadata left out, in so small a store
     monkeypatch.setattr(meta, "COMPACT_BYTES", 100)
     base = EpisodeStore.create(tmp_path / "base", SIMPLE, limit_transitions=90)
@@ -231,7 +231,7 @@ def test_records_and_metadata_of_evicted_episodes_go_and_opening_reads_the_kept_
     assert early.refresh() == 3
 
 
-def test_a_reader_that_meets_the_writer_giving_records_back_reads_again(tmp_path, monkeypatch):
+def test_a_reader_that_meets_a_writer_freeing_records_reads_again(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "PAGE", 128)
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(30))
     snapshot, real, times, number = store.snapshot(), layout._read, 0, 30
@@ -337,7 +337,7 @@ def test_metadata_left_out_leaves_readers_and_an_interrupted_writer_right(tmp_pa
     assert check(store.path) == []
 
 
-def test_readers_are_told_before_the_first_row_goes(tmp_path, monkeypatch):
+def test_readers_learn_of_an_eviction_before_the_first_row_is_freed(tmp_path, monkeypatch):
     store, holes, real = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), 0, disk.punch
 
     def punch(descriptor, offset, length):
@@ -356,7 +356,7 @@ def test_readers_are_told_before_the_first_row_goes(tmp_path, monkeypatch):
     assert holes >= 20
 
 
-def test_holes_that_a_dead_writer_did_not_make_are_made_by_the_next(tmp_path, monkeypatch):
+def test_the_next_writer_punches_the_holes_that_a_crashed_one_left_out(tmp_path, monkeypatch):
     store = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500)
     with monkeypatch.context() as patch:
         patch.setattr(disk, "punch", lambda *_: True)  # dies after the header
@@ -395,7 +395,7 @@ def test_a_file_system_without_holes_keeps_the_bytes_and_nothing_else_changes(tm
     assert check(store.path) == []
 
 
-def test_the_example_reader_passes_over_what_is_gone(tmp_path):
+def test_the_example_reader_skips_evicted_episodes(tmp_path):
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(15))
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     try:

@@ -1,4 +1,4 @@
-"""The format: the sample of version 1 is read for ever, also by NumPy alone; and the kernels are chosen as documented."""
+"""The format: version 1's sample stays readable, even by NumPy alone, and the kernels are chosen as documented."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_checksums_of_rows_are_those_of_zlib(kernel):
     assert out.tolist() == [zlib.crc32(row[:60]) for row in rows]
 
 
-def test_without_compiled_kernels_it_warns_once_and_goes_on(tmp_path):
+def test_without_compiled_kernels_it_warns_once_and_continues(tmp_path):
     package = Path(layout.__file__).parent
     shutil.copytree(package, tmp_path / "offrl_store", ignore=shutil.ignore_patterns("*.so", "*.pyx", "*.c", "__pycache__"))
     code = f"""

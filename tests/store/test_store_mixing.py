@@ -33,7 +33,7 @@ def three(tmp_path_factory) -> list[EpisodeStore]:
     n_steps=st.integers(1, 3),
 )
 @settings(max_examples=40, deadline=None)
-def test_each_store_gives_its_share_and_its_own_transitions(three, kernel, weights, size, seed, step, exact, n_steps):
+def test_each_store_contributes_its_share_of_its_own_transitions(three, kernel, weights, size, seed, step, exact, n_steps):
     due = [weight / sum(weights) * size for weight in weights]
     with using(kernel):
         mixed = mix(zip(three, weights, strict=False))
@@ -72,7 +72,7 @@ def test_drawn_shares_are_right_on_average(three):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("exact", [True, False])
-def test_windows_mix_too_and_batch_k_is_the_same_however_one_gets_there(three, kernel, exact):
+def test_windows_mix_too_and_batch_k_does_not_depend_on_how_it_is_reached(three, kernel, exact):
     with using(kernel):
         mixed = mix([(three[0], 0.25), (three[2], 0.75)])
         walked, jumped = (mixed.windows(16, 5, 3, exact=exact, episodes=[[0, 2], None]) for _ in range(2))
@@ -113,7 +113,7 @@ def test_stacked_pixels_mix_in_one_block(tmp_path, kernel):
             assert np.array_equal(batch.next_observation[10 * place : 10 * place + 10], expected.next_observation)
 
 
-def test_given_arrays_are_filled(three):
+def test_the_callers_arrays_are_filled(three):
     out = {"observation": np.zeros((8, 3), np.float32), "dataset": np.full(8, 9)}
     batch = mix([(three[0], 1), (three[1], 1)]).transitions(8, 0, out=out).sample()
     assert batch.observation is out["observation"]

@@ -1,4 +1,4 @@
-"""What comes as float64 (or as wide whole numbers) is stored as such, or refused: nothing is narrowed unseen on any way into a store."""
+"""float64 and wide integers are stored as such or refused: no way into a store narrows values silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINE = np.full((3, 1), THIRD)
 WIDE = Schema(Field("float64", (1,)), Field("float64", (1,)), Field("float64"), {"cost": Field("float64")})
 
 
-def test_float64_goes_in_and_comes_out_bit_for_bit(tmp_path):
+def test_float64_is_read_back_bit_for_bit(tmp_path):
     episode = Episode(np.full((4, 1), THIRD), FINE, FINE[:, 0], True, {"cost": FINE[:, 0]})
     store = write(tmp_path / "s", WIDE, [episode])
     with store.writer() as writer:

@@ -1,4 +1,4 @@
-"""The prioritized sampler draws in proportion to the given priorities, weighs accordingly, and can be stopped and gone on with."""
+"""The prioritized sampler draws in proportion to priorities, weights accordingly, and can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_both_kernels_give_the_same_batches(tmp_path):
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
 
 
-def test_transitions_come_as_often_as_their_priority_says(tmp_path):
+def test_transitions_are_drawn_in_proportion_to_their_priority(tmp_path):
     store = numbered_store(tmp_path, 4)
     sampler = store.prioritized(500, alpha=1.0)
     total = sampler.transition_count
@@ -128,7 +128,7 @@ def test_transitions_come_as_often_as_their_priority_says(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_new_episodes_come_with_the_highest_priority_so_far(tmp_path, kernel):
+def test_new_episodes_get_the_highest_priority_so_far(tmp_path, kernel):
     with using(kernel):
         store = numbered_store(tmp_path, 5)
         sampler = store.prioritized(32, alpha=1.0, extra=["row"])
@@ -152,7 +152,7 @@ def test_new_episodes_come_with_the_highest_priority_so_far(tmp_path, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_saved_state_goes_on_as_if_never_stopped(tmp_path, kernel):
+def test_a_saved_state_continues_as_if_never_stopped(tmp_path, kernel):
     with using(kernel):
         store, noise = numbered_store(tmp_path, 12), np.random.default_rng(1)
         one = store.prioritized(32, seed=5)
@@ -281,7 +281,7 @@ def test_a_wrong_argument_is_named(tmp_path, arguments, message):
         numbered_store(tmp_path, 3).prioritized(**{"batch_size": 4, **arguments})
 
 
-def test_an_update_before_the_first_batch_means_the_rows_that_it_names(tmp_path):
+def test_an_update_before_the_first_batch_applies_to_the_rows_that_it_names(tmp_path):
     store = numbered_store(tmp_path, 4)
     sampler = store.prioritized(3, alpha=1.0, episodes=[2])
     row = int(store.episode_table["first_row"][2])

@@ -77,7 +77,7 @@ def test_a_bounded_store_samples_what_it_still_holds(kernel, case, options, limi
 @pytest.mark.parametrize("kernel", KERNELS)
 @given(case=stores(), options=OPTIONS, data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_chosen_rows_are_sampled_as_they_are_listed(kernel, case, options, data):
+def test_chosen_rows_are_sampled_in_their_order(kernel, case, options, data):
     """Random draws and epochs over a list of rows, given in any order and with repetitions."""
     schema, episodes = case
     oracle = Oracle(episodes, chosen=None, **options)
@@ -195,7 +195,7 @@ def test_views_show_what_was_written(case, data):
     lengths=st.lists(st.integers(1, 3), min_size=1, max_size=5), length=st.integers(4, 40), n=st.integers(4, 50), stack=st.integers(4, 9)
 )
 @settings(max_examples=60, deadline=None)
-def test_arguments_beyond_every_episode_stop_at_its_ends(kernel, lengths, length, n, stack):
+def test_arguments_longer_than_every_episode_stop_at_its_ends(kernel, lengths, length, n, stack):
     """Windows, returns and stacks that are all longer than any episode never take in a neighbour's rows."""
     episodes = [
         Episode(

@@ -54,14 +54,14 @@ def test_both_kernels_give_the_same_bits(tmp_path):
     assert np.array_equal(batches[0].remaining, batches[1].remaining)
 
 
-def test_the_returns_are_of_the_first_steps_what_the_store_says(tmp_path):
+def test_the_returns_of_first_steps_equal_the_stores(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(0, 30, 3)])
     sampler = store.transitions(len(store), 0, gamma=1.0, returns=True)
     firsts = np.cumsum([0, *store.episode_table["steps"][:-1]])
     np.testing.assert_allclose(sampler.gather(firsts).returns, store.returns, rtol=1e-6)
 
 
-def test_returns_go_into_given_arrays_and_are_absent_unless_asked_for(tmp_path):
+def test_returns_fill_the_callers_arrays_and_are_absent_by_default(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(3)])
     out = {"returns": np.zeros(4, np.float32), "remaining": np.zeros(4, np.int64)}
     assert store.transitions(4, 0, returns=True, out=out).sample().returns is out["returns"]

@@ -1,4 +1,4 @@
-"""Samplers with other rewards or next actions than the stored ones: batches are as if the store held them."""
+"""Samplers with rewards or next actions that replace the stored ones: batches are as if the store held them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fill(path, change):
 
 @pytest.mark.parametrize("kernels", ["", "numpy"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_given_rewards_stand_in_place_of_the_stored_ones(tmp_path, monkeypatch, kernels, dtype):
+def test_replacement_rewards_are_used_instead_of_the_stored_ones(tmp_path, monkeypatch, kernels, dtype):
     monkeypatch.setenv("OFFRL_STORE_KERNELS", kernels)
     plain = fill(tmp_path / "plain", lambda r: r)
     clipped = fill(tmp_path / "clipped", lambda r: np.clip(r, -0.5, 0.5))
@@ -47,7 +47,7 @@ def test_rewards_that_do_not_fit_the_store_are_refused(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("kernels", ["", "numpy"])
-def test_next_actions_of_a_policy_are_taken_at_the_row_of_the_next_observation(tmp_path, monkeypatch, kernels):
+def test_next_actions_of_a_policy_are_read_at_the_row_of_the_next_observation(tmp_path, monkeypatch, kernels):
     monkeypatch.setenv("OFFRL_STORE_KERNELS", kernels)
     store = fill(tmp_path / "store", lambda r: r)
     given = -np.arange(46, dtype=np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""Rows on their way into a store: checksums are zlib's whatever computes them, and both kernels check and gather alike."""
+"""Rows on their way into a store: every checksum implementation equals zlib's, and both kernels check and gather alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ START = st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 2**32 - 1)
 @example(size=64, offset=3, start=5, seed=0)
 @example(size=127, offset=0, start=0, seed=1)
 @settings(max_examples=300, deadline=None)
-def test_checksums_are_those_of_zlib_by_every_way_of_computing_them(kernel, size, offset, start, seed):
+def test_every_implementation_of_the_checksum_equals_zlibs(kernel, size, offset, start, seed):
     data = np.frombuffer(np.random.default_rng(seed).bytes(size + offset), np.uint8)[offset:]
     with using(kernel):
         module = kernels()
@@ -39,7 +39,7 @@ def test_checksums_are_those_of_zlib_by_every_way_of_computing_them(kernel, size
     assert module.crc32(memoryview(b"")) == 0
 
 
-def test_a_checksum_of_what_is_not_contiguous_is_refused():
+def test_a_checksum_of_non_contiguous_memory_is_refused():
     for kernel in KERNELS:
         with using(kernel), pytest.raises((ValueError, BufferError)):
             kernels().crc32(np.zeros((4, 4))[:, 1])
@@ -117,7 +117,7 @@ def test_both_kernels_refuse_the_same_numbers_and_gather_the_same_rows(dtype, st
 @pytest.mark.parametrize("group", [1, 300, 5000])
 @given(case=stores())
 @settings(max_examples=20, deadline=None)
-def test_whatever_is_gathered_at_once_the_files_are_the_same(kernel, group, case):
+def test_the_files_do_not_depend_on_how_much_is_gathered_at_once(kernel, group, case):
     schema, episodes = case
     with using(kernel), tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +132,7 @@ def test_whatever_is_gathered_at_once_the_files_are_the_same(kernel, group, case
 
 
 @pytest.mark.parametrize("group", [1, rows.GROUP_BYTES])
-def test_bounds_that_differ_from_place_to_place_are_those_of_each_place(tmp_path, monkeypatch, group):
+def test_bounds_can_differ_between_elements(tmp_path, monkeypatch, group):
     monkeypatch.setattr(rows, "GROUP_BYTES", group)
     store = EpisodeStore.create(tmp_path / "s", Schema(Field("float32", (1,)), Field("float32", (2,), low=[-1, -20], high=[1, 20])))
     good, bad = np.float32([[0.5, -15], [1, 20]]), np.float32([[0.5, -15], [1.5, 20]])

@@ -1,4 +1,4 @@
-"""The transitions sampler gives what a plain-Python oracle gives, with both kernels."""
+"""The transitions sampler equals a plain-Python oracle, with both kernels."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_pixels_stack_in_one_block_and_into_given_arrays_alike(tmp_path, kernel)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_batch_k_is_the_same_however_one_gets_there(tmp_path, kernel):
+def test_batch_k_does_not_depend_on_how_it_is_reached(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(9)])
         walked, jumped = store.transitions(32, 11), store.transitions(32, 11)
@@ -114,7 +114,7 @@ def test_a_batch_size_prefix_draws_the_same_transitions(tmp_path, kernel):
         assert np.array_equal(store.transitions(1000, 1).sample().index[:77], store.transitions(77, 1).sample().index)
 
 
-def test_the_arrays_are_reused_and_the_given_ones_are_filled(tmp_path):
+def test_arrays_are_reused_and_the_callers_are_filled(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(5)])
     buffer = np.zeros((8, 5), np.float32)
     sampler = store.transitions(8, 0, out={"observation": buffer[:, 1:4], "reward": np.zeros(8, np.float32)})
@@ -134,7 +134,7 @@ def test_every_transition_is_drawn_about_equally_often(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_gather_gives_the_transitions_that_are_named(tmp_path, kernel):
+def test_gather_returns_the_named_transitions(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(7)])
         sampler = store.transitions(32, 4)
@@ -174,12 +174,12 @@ def test_a_wrong_argument_is_named(tmp_path, arguments, message):
         store.transitions(**{"batch_size": 4, "seed": 0, **arguments})
 
 
-def test_an_empty_store_says_so(tmp_path):
+def test_an_empty_store_is_an_error(tmp_path):
     with pytest.raises(EmptyStore):
         EpisodeStore.create(tmp_path / "s", SIMPLE).transitions(4, 0)
 
 
-def test_a_huge_n_step_ends_with_the_episode(tmp_path):
+def test_a_huge_n_step_stops_at_the_end_of_the_episode(tmp_path):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(4)])
     batch = store.transitions(64, 0, n_steps=2**40, gamma=1.0, episodes=[3]).sample()
     assert (batch.terminal == 1).all()

@@ -1,4 +1,4 @@
-"""Writing step by step: the same store as whole episodes give, open episodes that outlive a crash, batches of environments."""
+"""Writing step by step: the same store as with whole episodes, open episodes that survive a crash, batches of environments."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def play(writer, episode, env=0, steps=None):
 
 @settings(max_examples=40, deadline=None)
 @given(stores())
-def test_steps_make_the_same_files_as_whole_episodes(tmp_path_factory, case):
+def test_steps_write_the_same_files_as_whole_episodes(tmp_path_factory, case):
     schema, episodes = case
     episodes = [episode for episode in episodes if not episode.final_missing]
     folder = tmp_path_factory.mktemp("s")
@@ -94,7 +94,7 @@ def test_open_episodes_of_several_environments_do_not_mix(tmp_path, monkeypatch)
     assert check(store.path) == []
 
 
-def test_what_was_given_may_change_afterwards(tmp_path):
+def test_the_callers_arrays_may_change_afterwards(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", PLAIN)
     observation, action = np.zeros(3, np.float32), np.zeros(2, np.float32)
     with store.writer() as writer:
@@ -393,7 +393,7 @@ def test_a_long_episode_waits_in_its_file_not_in_memory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spilled", [False, True])
-def test_a_sync_makes_durable_what_one_before_it_could_not_or_what_was_spilled(tmp_path, monkeypatch, spilled):
+def test_a_sync_makes_steps_durable_that_failed_before_or_were_spilled(tmp_path, monkeypatch, spilled):
     synced, failing = set(), [not spilled]
     real = {name: getattr(os, name) for name in ("fdatasync", "fsync")}
 
@@ -439,7 +439,7 @@ def test_abort_drops_what_was_not_committed(tmp_path):
     assert check(store.path) == []
 
 
-def test_a_writer_commits_by_itself_when_asked_to(tmp_path):
+def test_a_writer_commits_automatically_if_configured(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     with store.writer(commit_s=0.0) as writer:
         play(writer, whole(3))

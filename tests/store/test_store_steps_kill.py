@@ -1,4 +1,4 @@
-"""Writers that step and evict, killed at random moments: no acknowledged episode and no synced step is missing, none is there twice."""
+"""Writers that step and evict, killed at random moments: no acknowledged episode or synced step is missing or duplicated."""
 
 from __future__ import annotations
 

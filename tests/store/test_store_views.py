@@ -1,4 +1,4 @@
-"""Splitting, copying and joining stores, a data set from flat arrays, metadata of episodes, and what a store says of itself."""
+"""Splitting, copying and joining stores, datasets from flat arrays, metadata of episodes, and a store's description."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_split_is_by_episode_and_the_same_for_the_same_seed(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, "half"])
-def test_a_share_that_is_none_is_refused(tmp_path, share):
+def test_an_invalid_share_is_refused(tmp_path, share):
     with pytest.raises(InvalidInput, match="share"):
         train_test_split(numbered(tmp_path / "s", range(3)), share)
 
@@ -91,7 +91,7 @@ def flat(count=10):
     return observations, actions, np.arange(count, dtype="f4")
 
 
-def test_flat_arrays_are_cut_at_terminals_and_timeouts_and_the_tail_is_dropped_aloud():
+def test_flat_arrays_are_cut_at_terminals_and_timeouts_and_dropping_the_tail_is_reported():
     observations, actions, rewards = flat()
     terminals, timeouts = np.zeros(10), np.zeros(10)
     terminals[3], timeouts[6] = 1, 1
@@ -112,7 +112,7 @@ def test_flat_arrays_are_cut_at_terminals_and_timeouts_and_the_tail_is_dropped_a
     assert not path.exists()
 
 
-def test_episode_terminals_are_the_older_way_to_say_the_same(tmp_path):
+def test_episode_terminals_are_an_older_form_of_the_same(tmp_path):
     observations, actions, rewards = flat()
     terminals, timeouts, ends = np.zeros(10), np.zeros(10), np.zeros(10)
     terminals[3] = ends[3] = timeouts[9] = ends[9] = 1
@@ -133,7 +133,7 @@ def test_episode_terminals_are_the_older_way_to_say_the_same(tmp_path):
         (np.arange(10) % 4, False, None),
     ],
 )
-def test_the_kind_of_action_is_found_or_said(actions, flag, found):
+def test_the_kind_of_action_is_inferred_or_declared(actions, flag, found):
     observations, _, rewards = flat()
     store = MDPDataset(observations, actions, rewards, np.eye(10)[9], discrete_action=flag)
     assert store.schema.action.discrete == (found is not None)
@@ -172,7 +172,7 @@ def test_flat_arrays_that_do_not_fit_are_refused(tmp_path, change):
 # --- Metadata of episodes -----------------------------------------------------------------------------------------------------------------
 
 
-def test_metadata_comes_with_its_episode_and_goes_with_an_unfinished_one(tmp_path):
+def test_metadata_is_stored_with_its_episode_and_dropped_with_an_unfinished_one(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     with store.writer() as writer:
         writer.append(numbered_episode(0), metadata={"seed": 5, "name": "ä\nb"})
@@ -235,7 +235,7 @@ def test_a_death_at_every_system_call_mixes_up_no_metadata(tmp_path, failure):
     assert (store.path / META_FILE).exists() and at > 15
 
 
-def test_a_store_says_what_is_inside(tmp_path):
+def test_a_store_describes_its_content(tmp_path):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE, limit_transitions=900)
     assert "episodes=0" in repr(store) and "limit_transitions=900" in repr(store)
     with store.writer() as writer:

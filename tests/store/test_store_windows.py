@@ -1,4 +1,4 @@
-"""The windows sampler gives what a plain-Python oracle gives, with both kernels."""
+"""The windows sampler equals a plain-Python oracle, with both kernels."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_both_kernels_give_the_same_bits_for_long_episodes(lengths, data):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_batch_k_is_the_same_however_one_gets_there(tmp_path, kernel):
+def test_batch_k_does_not_depend_on_how_it_is_reached(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(9)])
         walked, jumped = store.windows(32, 5, 11), store.windows(32, 5, 11)
@@ -126,7 +126,7 @@ def test_batch_k_is_the_same_however_one_gets_there(tmp_path, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_given_arrays_are_filled_and_nothing_else(tmp_path, kernel):
+def test_only_the_callers_arrays_are_filled(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(5)])
         fresh = store.windows(6, 4, 0, extra=["row"]).sample()
@@ -154,7 +154,7 @@ def test_given_arrays_are_filled_and_nothing_else(tmp_path, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_windows_can_go_through_epochs_too(tmp_path, kernel):
+def test_windows_support_epochs_too(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(5)])
         sampler = store.windows(7, 3, 0, replacement=False, drop_last=False)
@@ -189,6 +189,6 @@ def test_a_wrong_argument_is_named(tmp_path, arguments, message):
         store.windows(**{"batch_size": 4, "length": 3, "seed": 0, **arguments})
 
 
-def test_an_empty_store_says_so(tmp_path):
+def test_an_empty_store_is_an_error(tmp_path):
     with pytest.raises(EmptyStore):
         EpisodeStore.create(tmp_path / "s", SIMPLE).windows(4, 3, 0)

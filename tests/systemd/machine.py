@@ -19,7 +19,7 @@ DEADLINE_S = 120.0
 
 
 def missing() -> str:
-    """Why it cannot run here; empty where it can."""
+    """Return why it cannot run here; empty if it can."""
     if os.geteuid() != 0:
         return "needs root: it makes namespaces and mounts"
     if not os.access("/lib/systemd/systemd", os.X_OK):

@@ -81,7 +81,7 @@ def test_it_starts_and_reports_its_state(service: Machine) -> None:
     assert service.run("stat -c '%U %a' /var/lib/offrld /var/lib/offrld/run").split("\n")[:2] == ["offrld 700", "offrld 700"]
 
 
-def test_nobody_else_reaches_the_socket(service: Machine) -> None:
+def test_no_other_user_can_open_the_socket(service: Machine) -> None:
     assert "exit 4" in service.run(f"{AS_SERVICE} ping; echo exit $?", user="nobody", check=False).replace("exit 3", "exit 4")
 
 

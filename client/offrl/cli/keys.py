@@ -77,7 +77,7 @@ def new(
         if not server:
             talk('then put server = "..." into it: `offrl keys server` prints it there')
     else:
-        talk(f"{wrote} and let {name} in as {role} ({folder}); move the file to its machine as ~/.config/offrl/offrl.key (mode 0600)")
+        talk(f"{wrote} and registered {name} as {role} ({folder}); move the file to its machine as ~/.config/offrl/offrl.key (mode 0600)")
 
 
 def add(
@@ -132,7 +132,7 @@ def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
     from offrl import keys
 
     keys.remove(_folder(state_dir), name)
-    emit({"name": name, "removed": True}) if as_json else say(f"{name} is shut out")
+    emit({"name": name, "removed": True}) if as_json else say(f"removed {name}")
 
 
 def server(state_dir: StateDir = None, as_json: Json = False) -> None:

@@ -54,7 +54,7 @@ def sweep(
                     found.append({"name": job.name, "job": job.submit(client).id})
                 except Conflict as error:  # of its key, which is its name
                     raise Conflict(
-                        f"a job {job.name} with other options was sent before: {error.message}",
+                        f"a job {job.name} with other options already exists: {error.message}",
                         hint="send these under another name: --name NAME",
                     ) from None
                 except OffrlError:

@@ -113,7 +113,9 @@ class AtariEnv(gymnasium.Env):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action for ``frame_skip`` frames, fewer where the episode ends: the observation then shows the frames kept before."""
         if not 0 <= action < len(self._actions):
-            raise InvalidInput(f"action {action!r} is none of the {len(self._actions)} of {self.game}", hint="they are counted from 0")
+            raise InvalidInput(
+                f"action {action!r} is not one of the {len(self._actions)} actions of {self.game}", hint="they are counted from 0"
+            )
         ale, code, last = self._ale, self._actions[action], self._skip - 1
         reward, ended = 0.0, False
         for frame in range(self._skip):

@@ -63,7 +63,7 @@ class Calls:
         """Reset; return the first observation and the info. Raises `EnvironmentFailed`, and whatever the environment raises."""
         answer = self._reset(**options)
         if not isinstance(answer, tuple | list) or len(answer) != 2 or not (answer[1] is None or isinstance(answer[1], Mapping)):
-            raise EnvironmentFailed(f"its reset gave {_kind_of(answer)} instead of (observation, info)", hint=OLD_GYM)
+            raise EnvironmentFailed(f"its reset returned {_kind_of(answer)} instead of (observation, info)", hint=OLD_GYM)
         observation, info = answer
         return observation if self._fitted is None else self._fitted(observation), {} if info is None else info
 
@@ -73,7 +73,7 @@ class Calls:
         if (answer.__class__ is not tuple and not isinstance(answer, tuple | list)) or len(answer) != 5:
             four = isinstance(answer, tuple | list) and len(answer) == 4
             answered = "4 values (observation, reward, done, info)" if four else _kind_of(answer)
-            raise EnvironmentFailed(f"its step gave {answered} instead of 5", hint=OLD_GYM)
+            raise EnvironmentFailed(f"its step returned {answered} instead of 5", hint=OLD_GYM)
         observation, reward, terminated, truncated, info = answer
         # The common case takes the fewest operations, because this call adds them to every step.
         if self._fitted is not None and not (
@@ -268,9 +268,9 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
         raise EnvironmentFailed(f"its {where} is not an array of numbers: {said(error)}", hint=f"pass {dtype}{list(shape)}") from None
     if array.dtype.kind not in "biuf":
         given = f"{_kind_of(value)} of {array.dtype}" if typed else _kind_of(value)
-        raise EnvironmentFailed(f"its {where} is {given}, its space says {dtype}{list(shape)}")
+        raise EnvironmentFailed(f"its {where} is {given}, its space declares {dtype}{list(shape)}")
     if array.shape != shape:
-        raise EnvironmentFailed(f"its {where} has shape {array.shape}, its space says {shape}")
+        raise EnvironmentFailed(f"its {where} has shape {array.shape}, its space declares {shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
         raise EnvironmentFailed(f"its {where}{list(at) if at else ''} is {array[at]}, expected a finite number")

@@ -1,5 +1,7 @@
-"""The games: 62 of Atari (gym's first list, which are those of d4rl-atari) with their names in ids, as ROMs and in the data's bucket; and
-the 16 of Procgen with their modes."""
+"""The games: 62 Atari games (gym's original list, as in d4rl-atari) and the 16 Procgen games with their modes.
+
+An Atari game has three spellings: in ids, as a ROM, and in the data's bucket.
+"""
 
 from __future__ import annotations
 
@@ -34,37 +36,37 @@ PROCGEN_MODES: dict[str, tuple[str, ...]] = {
 
 
 def check_procgen(game: str) -> str:
-    """The game itself; `Unknown` with the nearest names where there is none of that name."""
+    """Return the name of an existing Procgen game; raise `Unknown` with the nearest names otherwise."""
     if game not in PROCGEN:
         raise Unknown(f"there is no Procgen game {game!r}", hint=nearest(game, list(PROCGEN)))
     return game
 
 
 def check(game: str) -> str:
-    """The game itself; `Unknown` with the nearest names where there is none of that name."""
+    """Return the name of an existing Atari game; raise `Unknown` with the nearest names otherwise."""
     if game not in GAMES:
         raise Unknown(f"there is no Atari game {game!r}", hint=nearest(game, list(GAMES)))
     return game
 
 
 def rom(game: str) -> str:
-    """The name of its ROM in ale-py: ``space_invaders``."""
+    """Return the name of a game's ROM in ale-py: ``space_invaders``."""
     return game.replace("-", "_")
 
 
 def camel(game: str) -> str:
-    """Its name in the bucket and the cache of the replay data: ``SpaceInvaders``."""
+    """Return a game's name in the bucket and the cache of the replay data: ``SpaceInvaders``."""
     return "".join(part.capitalize() for part in game.split("-"))
 
 
 def of_id(env_id: Any) -> str | None:
-    """The game of an id of ours (``offrld/breakout-v0``, ``offrld/breakout-train-v0``), None where it is no game's."""
+    """Return the game of an offrld id (``offrld/breakout-v0``, ``offrld/breakout-train-v0``); None if the id is not a game's."""
     match = _ID.fullmatch(env_id) if isinstance(env_id, str) else None
     return match[1] if match is not None and match[1] in GAMES else None
 
 
 def from_camel(name: str) -> str | None:
-    """The game of a folder's name, None where it is no game's."""
+    """Return the game of a folder's name; None if the name is not a game's."""
     return _CAMEL.get(name)
 
 

@@ -133,12 +133,12 @@ class Sender:
 
     def _progress(self, done: int, total: int) -> None:
         if self._stop.is_set():
-            raise _Stopped("the sending was stopped")
+            raise _Stopped("sending was stopped")
 
     def _wait(self, client: Client, job: str) -> wire.JobInfo:
         while not (info := client.request(wire.GetJob(job=job))).state.ended:
             if self._stop.wait(POLL_S):
-                raise _Stopped("the sending was stopped")
+                raise _Stopped("sending was stopped")
         return info
 
 

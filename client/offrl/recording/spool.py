@@ -54,7 +54,7 @@ class Spool:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreLocked(f"another process has the spool {self.folder}", hint="end its recorder first") from None
+                raise StoreLocked(f"another process is using the spool {self.folder}", hint="close its recorder first") from None
             self._notes = self._read(notes, dataset)
             self.dataset: str = self._notes["dataset"]
             self.id: str = self._notes["spool"]
@@ -129,7 +129,7 @@ class Spool:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
-                raise StoreLocked(f"another process has the spool {self.folder}", hint="end its recorder first") from None
+                raise StoreLocked(f"another process is using the spool {self.folder}", hint="close its recorder first") from None
             os.close(self._lock)
             self._lock = lock
         self._write({**self._notes, "sending": None})

@@ -237,7 +237,7 @@ class Pruned(Reply):
 
 
 class BackupBegun(Reply):
-    """The state is frozen: read the list of files, then the files, then end the back-up."""
+    """The state is frozen: read the list of files, then the files, then end the backup."""
 
     backup: str
     list: str  # path of the list of files: one line of JSON with path and size for each

@@ -20,7 +20,7 @@ LIMIT = 4.0  # of the exponent: weights between 1/55 and 55
 
 @dataclass(frozen=True)
 class Config(ValueConfig):
-    learning_rate: float = setting(3e-4, "step size of both networks", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(3e-4, "learning rate of both networks", low=0.0, exclusive_low=True)
     temperature: float = setting(1.0, "advantage that counts e times as much", unit="rewards", low=0.0, exclusive_low=True)
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()

@@ -15,7 +15,7 @@ from offrld.daemon.queue.job_record import find
 from offrld.state.folder import StateFolder
 
 OPERATOR = "operator"
-HINT = "an operator of the daemon gives a key another role: `offrl keys role NAME ROLE` on its machine"
+HINT = "an operator can change the role: `offrl keys role NAME ROLE` on the daemon's machine"
 
 
 def check(caller: Caller, request: wire.Request[Any]) -> None:
@@ -23,7 +23,7 @@ def check(caller: Caller, request: wire.Request[Any]) -> None:
     if request.role is None:
         raise NotAllowed(f"{request.type} is allowed to nobody")
     if not caller.may(request.role):
-        raise NotAllowed(f"{caller} may not {_act(request)}: that needs the role {request.role}", hint=HINT)
+        raise NotAllowed(f"{caller} may not {_act(request)}: this requires the role {request.role}", hint=HINT)
 
 
 def _act(request: wire.Request[Any]) -> str:
@@ -69,7 +69,7 @@ def check_append(db: Connection, state: StateFolder, dataset: str, caller: Calle
         ).fetchone()
         if row is None:
             return
-        owner, whose = row[0], f"is being made by {row[0]!r}"
+        owner, whose = row[0], f"is being created by {row[0]!r}"
     if owner != caller.name:
         raise NotAllowed(
             f"{caller} may not append to {dataset!r}: it is bounded, so new episodes push out old ones, and it {whose}",

@@ -1,4 +1,4 @@
-"""Requests about back-ups: begin, read, end."""
+"""Requests about backups: begin, read, end."""
 
 from __future__ import annotations
 

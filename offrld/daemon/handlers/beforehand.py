@@ -134,10 +134,10 @@ async def _check_card(app: App, device: str) -> None:
         count = (await app.catalog.ask({"cards": True}, fresh=fresh)).get("cards")
         if count is None or int(device.partition(":")[2] or 0) < count:
             return
-    there = f"has {count} cards, cuda:0 to cuda:{count - 1}" if count else "finds no card"
+    there = f"has {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "finds no GPU"
     raise InvalidInput(
         f"device {device}: torch {there} on the service's machine",
-        hint="submit it with --device cpu or auto; `offrl doctor` says what is there",
+        hint="submit it with --device cpu or auto; `offrl doctor` lists them",
     )
 
 
@@ -186,7 +186,7 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec, job: str) ->
 
 
 def _with(hint: str, example: str) -> str:
-    return f"{hint}: {example}" if example and "train on with" in hint else hint
+    return f"{hint}: {example}" if example and "the algorithm of that run" in hint else hint
 
 
 def _check_room(app: App, spec: CollectSpec | TrainOnlineSpec, schema: Schema) -> None:

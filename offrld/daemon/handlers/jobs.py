@@ -142,7 +142,7 @@ async def _check_folder(app: App, dataset: str) -> None:
     """Raise `Conflict` if the folder of an unknown dataset already exists."""
     folder = app.state.datasets / dataset
     if folder.exists() and not await app.database.read(datasets.mentioned, dataset):
-        raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
+        raise Conflict(f"{folder} exists, but the queue has no such dataset", hint="move it away, or choose another name")
 
 
 def _check_source(app: App, spec: ImportSpec) -> None:

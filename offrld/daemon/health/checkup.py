@@ -177,7 +177,7 @@ def database(db: Connection) -> Check:
             name="database",
             status="fail",
             message=f"the queue's database is damaged: {problems[0]}",
-            hint="stop the daemon and replace queue.sqlite with the last back-up",
+            hint="stop the daemon and replace queue.sqlite with the last backup",
         )
     return Check(name="database", status="ok", message=f"whole, {jobs} jobs")
 

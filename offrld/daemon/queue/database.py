@@ -20,7 +20,7 @@ from offrld.daemon.queue import migrations
 from offrld.daemon.queue.schema import SCHEMA, SCHEMA_VERSION
 from offrld.state.folder import FOLDER_HINT
 
-BACK_UP_HINT = "replace it with a back-up, or move it away to start with an empty queue"
+BACK_UP_HINT = "replace it with a backup, or move it away to start with an empty queue"
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -34,7 +34,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             try:
                 step(db)
                 if broken := db.execute("PRAGMA foreign_key_check").fetchall():
-                    raise StoreCorrupt(f"{path}: {len(broken)} rows of {broken[0][0]} refer to nothing", hint="restore a back-up")
+                    raise StoreCorrupt(f"{path}: {len(broken)} rows of {broken[0][0]} refer to nothing", hint="restore a backup")
                 db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(version + 1),))
                 db.execute("COMMIT")
             except BaseException:
@@ -62,7 +62,7 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     if row is None or not str(row[0]).isdigit():
         db.close()
         raise StoreCorrupt(
-            f"{path} does not say its version", hint="replace it with a back-up, or move it away to start with an empty queue"
+            f"{path} does not say its version", hint="replace it with a backup, or move it away to start with an empty queue"
         )
     return int(row[0])
 

@@ -188,7 +188,9 @@ def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[s
         return []
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
     if there and spec.limit is not None:
-        raise Conflict(f"dataset {spec.dataset!r} exists, a limit is for a new one", hint="leave it out, or take another name")
+        raise Conflict(
+            f"dataset {spec.dataset!r} already exists, and a limit is only for a new one", hint="leave it out, or choose another name"
+        )
     return [] if there else _writer(db, spec.dataset, "('import')")
 
 
@@ -207,10 +209,10 @@ def import_target(db: Connection, spec: ImportSpec) -> list[str]:
     if not spec.append:
         if there:
             raise Conflict(
-                f"dataset {spec.dataset!r} exists", hint=f"take another name, remove it, or `offrl datasets append {spec.dataset} SOURCE`"
+                f"dataset {spec.dataset!r} exists", hint=f"choose another name, remove it, or `offrl datasets append {spec.dataset} SOURCE`"
             )
         if pending:
-            raise Conflict(f"dataset {spec.dataset!r} is being made by job {pending[0]}", hint="wait for it, or cancel it")
+            raise Conflict(f"dataset {spec.dataset!r} is being created by job {pending[0]}", hint="wait for it, or cancel it")
     elif not there and not pending:
         pin_dataset(db, spec.dataset)  # raises Unknown
     if spec.upload is not None:

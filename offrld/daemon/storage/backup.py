@@ -1,6 +1,6 @@
-"""Back-ups: a consistent view of the state folder for a client to copy, frozen in a moment while jobs and imports continue.
+"""Backups: a consistent view of the state folder for a client to copy, frozen in a moment while jobs and imports continue.
 
-``cache/backup/ID/`` gets a copy of the queue's database (by SQLite's own back-up), and then second links to the files of every job and
+``cache/backup/ID/`` gets a copy of the queue's database (by SQLite's own backup), and then second links to the files of every job and
 dataset that this copy names. A file that grows afterwards is read up to its earlier length; one that is replaced or deleted survives in the
 link. So the files are never older than the queue: a job that had progressed further when it was linked continues from there, and a
 dataset holds at least the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
@@ -36,10 +36,10 @@ LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
 
 
 def begin(state: StateFolder, *, keys: bool, version: str) -> BackupBegun:
-    """Freeze the current state. Raises `Conflict` if too many back-ups are being copied."""
+    """Freeze the current state. Raises `Conflict` if too many backups are being copied."""
     forget_old(state, KEEP_S)
     if (count := sum(1 for _ in os.scandir(state.backups))) >= OPEN:
-        raise Conflict(f"{count} back-ups are being copied", hint="wait until one is done; an abandoned one is deleted after a day")
+        raise Conflict(f"{count} backups are being copied", hint="wait until one is done; an abandoned one is deleted after a day")
     name = f"backup-{secrets.token_hex(6)}"
     folder = state.backups / name
     folder.mkdir(mode=0o700)
@@ -67,11 +67,11 @@ def begin(state: StateFolder, *, keys: bool, version: str) -> BackupBegun:
 
 
 def read(state: StateFolder, backup: str, path: str, offset: int, size: int) -> bytes:
-    """Read bytes of one file of a back-up. Raises `Unknown`."""
+    """Read bytes of one file of a backup. Raises `Unknown`."""
     try:
         descriptor = open_below(state.backups / backup, path)
     except OSError:
-        raise Unknown(f"back-up {backup} has no file {path!r} (any more)", hint="was the daemon restarted? begin it again") from None
+        raise Unknown(f"backup {backup} has no file {path!r} (any more)", hint="was the daemon restarted? begin it again") from None
     try:
         return os.pread(descriptor, size, offset)
     finally:

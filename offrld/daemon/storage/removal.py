@@ -1,6 +1,6 @@
 """Removal of a job or a dataset: row and folder go together, so that a daemon that dies in between finds both again, or neither.
 
-One removal at a time, and none while a back-up is being put together.
+One removal at a time, and none while a backup is being put together.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
         checked_environment(spec.env, catalog)
         _check_play(spec, bool(algorithm.get("plays")))
     elif algorithm.get("plays"):
-        raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
+        raise InvalidInput(f"{spec.algorithm} learns from its own rollouts, not from a dataset", hint="see `offrl train-online --help`")
     presets = algorithm.get("presets") or {}
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
@@ -261,7 +261,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     if kind is not None and algorithm.get("actions", "both") not in (kind, "both"):
         fitting = [name for name, other in algorithms.items() if other.get("actions") in (kind, "both")]
         raise InvalidInput(
-            f"{spec.algorithm} is for {algorithm['actions']} actions, those of dataset {spec.dataset!r} are {kind}",
+            f"{spec.algorithm} requires {algorithm['actions']} actions; those of dataset {spec.dataset!r} are {kind}",
             hint=f"for {kind} actions: {', '.join(sorted(fitting)[:12])}",
         )
     if spec.eval_env is not None:
@@ -290,6 +290,6 @@ def _check_play(spec: TrainOnlineSpec, plays: bool) -> None:
             why = "learns from its own rollouts alone" if plays else "acts in one environment"
             raise InvalidInput(f"{spec.algorithm} takes no {name}, it {why}", hint=f"leave --{name.replace('_', '-')} out")
     if spec.dataset is None and not plays:
-        raise InvalidInput(f"{spec.algorithm} learns from all that it gathers, and no dataset is named", hint="add --into NAME")
+        raise InvalidInput(f"{spec.algorithm} trains on the steps that it stores, and no dataset is named", hint="add --into NAME")
     if spec.dataset is None and spec.limit is not None:
-        raise InvalidInput(f"limit={spec.limit} is of a dataset, and none is named", hint="add --into NAME")
+        raise InvalidInput(f"limit={spec.limit} applies to a dataset, and none is named", hint="add --into NAME")

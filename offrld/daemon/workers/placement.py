@@ -99,23 +99,23 @@ def check(need: Need, inventory: Inventory) -> None:
     """Raise `InvalidInput` if a job with this need can never start here."""
     if need.threads > inventory.threads:
         raise InvalidInput(
-            f"threads = {need.threads}, but the jobs of this service have {inventory.threads} CPU threads together",
-            hint="ask for fewer, or raise devices.threads in offrld.toml",
+            f"threads = {need.threads}, but all jobs of this service together have {inventory.threads} CPU threads",
+            hint="use fewer, or raise devices.threads in offrld.toml",
         )
     if need.card is None or inventory.cards is None:
         return
     if not inventory.cards:
-        raise InvalidInput("the job wants a card, this service has none", hint="submit it with --device cpu")
+        raise InvalidInput("the job requires a GPU, but this service has none", hint="submit it with --device cpu")
     if isinstance(need.card, int) and need.card >= len(inventory.cards):
         raise InvalidInput(
-            f"device cuda:{need.card}, but there are {len(inventory.cards)} cards: cuda:0 to cuda:{len(inventory.cards) - 1}",
+            f"device cuda:{need.card}, but there are {len(inventory.cards)} GPUs: cuda:0 to cuda:{len(inventory.cards) - 1}",
             hint="leave the choice to the service with --device cuda",
         )
     memories = [inventory.cards[number].memory_mb for number in _candidates(need, inventory)]
     largest = max((memory for memory in memories if memory is not None), default=None)
     if need.firm and largest is not None and None not in memories and need.memory_mb > largest:
         raise InvalidInput(
-            f"the job asks for {need.memory_mb} MB of a card, the largest that it may take has {largest} MB",
+            f"the job requests {need.memory_mb} MB of GPU memory, but the largest GPU that it may use has {largest} MB",
             hint="lower --gpu-memory, or train fewer seeds in one job",
         )
 
@@ -207,13 +207,13 @@ async def detect(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[Card, .
             stderr=asyncio.subprocess.DEVNULL,
         )
     except OSError as error:
-        log.warning("nvidia-smi cannot be run (%s): the memory of the cards is unknown", error)
+        log.warning("nvidia-smi cannot be run (%s): the memory of the GPUs is unknown", error)
     else:
         try:
             output, _ = await asyncio.wait_for(process.communicate(), DETECT_S)
             cards = parse(output.decode(errors="replace"))
         except TimeoutError:
-            log.warning("nvidia-smi did not answer within %.0f s: the memory of the cards is unknown", DETECT_S)
+            log.warning("nvidia-smi did not answer within %.0f s: the memory of the GPUs is unknown", DETECT_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

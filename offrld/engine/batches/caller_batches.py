@@ -38,7 +38,7 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
             )
         return [batch]
     if run.algorithm.plays:
-        raise InvalidInput(f"{run.algorithm.name} takes a Rollout, got a {type(batch).__name__}", hint="it learns from its own play")
+        raise InvalidInput(f"{run.algorithm.name} takes a Rollout, got a {type(batch).__name__}", hint="it learns from its own rollouts")
     checked = _checked(run, batch)
     rows = len(checked.reward)
     config = run.config if rows == run.config.batch_size else dataclasses.replace(run.config, batch_size=rows)

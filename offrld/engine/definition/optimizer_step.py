@@ -1,7 +1,7 @@
 """Move parameters in place by one step of their optimizer.
 
-Each rule equals the optimizer of torch that has its name; `offrld.engine.definition.rules` has the rules without a fused kernel. The
-learning rate is a pure function of the number of steps taken (`factor_at`), so it needs no state of its own.
+Each rule equals the torch optimizer of the same name; `offrld.engine.definition.rules` has the rules without a fused kernel. The learning
+rate is a pure function of the number of completed steps (`factor_at`), so it needs no state of its own.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def step(
     """Move ``params`` in place by one step, with their ``parts`` and ``count``. Safe to capture in a CUDA graph.
 
     Args:
-        learning_rate: before the schedule.
-        params, grads: lists of equal length, of one device and dtype; the gradients are left as they are.
-        parts: by the names of `parts_of`, lists like ``params``.
-        count: steps taken, a 0-d float32 tensor on the parameters' device. One for all of them: counting up a tensor for each and
-            going through `torch.optim` takes 130 us for 36 small parameters, this 20.
-        taken: the same number as the schedule reads it; a 0-d integer tensor where a captured graph must see it change.
-        names: of the parameters; the last piece ``weight`` is that of a linear or convolution layer, or of a norm (`decays`).
-        factor: on the learning rate: a number, a 0-d tensor, or ``[S]`` with ``seeds_axis`` (one per seed, which costs a copy).
-        seeds_axis: the tensors are ``[S, ...]``, those of S seeds; their gradients are clipped seed by seed.
+        learning_rate: the rate before the schedule applies.
+        params, grads: lists of equal length, on one device and of one dtype; the gradients are not modified.
+        parts: lists like ``params``, by the names of `parts_of`.
+        count: number of completed steps, a 0-d float32 tensor on the parameters' device. All parameters share it: 36 small parameters take
+            20 us this way, but 130 us with one counter each through `torch.optim`.
+        taken: the same number for the schedule; a 0-d integer tensor if a captured graph must see it change.
+        names: names of the parameters; one that ends in ``.weight`` belongs to a linear or convolution layer, or to a norm (`decays`).
+        factor: factor on the learning rate: a number, a 0-d tensor, or ``[S]`` with ``seeds_axis`` (one per seed, which costs a copy).
+        seeds_axis: the tensors are ``[S, ...]``, for S seeds; each seed's gradients are clipped separately.
     """
     if not params:
         return
     with torch.no_grad():
-        # The fused CPU kernels read gradients as if they were laid out like the parameters; gradients of a batched product are not.
+        # The fused CPU kernels assume that gradients have the parameters' memory layout; those of a batched product do not.
         moving = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads]
         if optimizer.clip_grad_norm is not None:
             moving = clipped(moving, optimizer.clip_grad_norm, seeds_axis=seeds_axis)
@@ -55,7 +55,7 @@ def step(
         by_seed = factor if isinstance(factor, Tensor) and factor.dim() == 1 else None
         if factor is not None and by_seed is None:
             rate = rate * factor
-        if isinstance(rate, Tensor):  # the fused CUDA kernels read a float32 where they take a tensor
+        if isinstance(rate, Tensor):  # the fused CUDA kernels read a tensor as float32
             rate = rate.item() if rate.device.type == "cpu" else rate.to(torch.float32)
         before = [param.clone() for param in params] if by_seed is not None else []
         count.add_(1)
@@ -66,7 +66,7 @@ def step(
 
 
 def polyak(targets: list[Tensor], online: list[Tensor], rate: float) -> None:
-    """``target += rate * (online - target)`` in place; a rate of 1 copies exactly."""
+    """Move targets in place: ``target += rate * (online - target)``; a rate of 1 copies exactly."""
     with torch.no_grad():
         if rate == 1.0:
             torch._foreach_copy_(targets, online)
@@ -76,10 +76,10 @@ def polyak(targets: list[Tensor], online: list[Tensor], rate: float) -> None:
 
 # --- Schedules and gradients ---
 def factor_at(optimizer: Optimizer, taken: int | Tensor) -> float | Tensor:
-    """The schedule's share of the learning rate in the step after ``taken`` ones; a 0-d tensor for a 0-d tensor.
+    """Return the schedule's factor on the learning rate after ``taken`` completed steps; a 0-d tensor for a 0-d tensor.
 
-    warmup: min((k + 1) / warmup_steps, 1). cosine (Loshchilov & Hutter 2017, without restarts): from 1 to min_factor in cosine_steps,
-    where it stays. step: step_factor for every full step_size. With k = ``taken``; as torch's schedulers, stepped after each step.
+    With k = ``taken``: warmup: min((k + 1) / warmup_steps, 1). cosine (Loshchilov & Hutter 2017, without restarts): from 1 to min_factor
+    in cosine_steps, then constant. step: step_factor for every full step_size. This equals torch's schedulers, stepped after each step.
     """
     k = taken.double() if isinstance(taken, Tensor) else taken
     if optimizer.schedule == "warmup":
@@ -96,7 +96,7 @@ def factor_at(optimizer: Optimizer, taken: int | Tensor) -> float | Tensor:
 
 
 def clipped(grads: list[Tensor], limit: float, *, seeds_axis: bool = False) -> list[Tensor]:
-    """New gradients whose norm over all of them together is at most ``limit``; with ``seeds_axis`` that of each seed. No branches."""
+    """Return new gradients whose total norm is at most ``limit``, with ``seeds_axis`` for each seed. Does not branch on values."""
     if seeds_axis:
         norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])  # [parameters, S]
         share = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)  # [S]
@@ -106,8 +106,10 @@ def clipped(grads: list[Tensor], limit: float, *, seeds_axis: bool = False) -> l
 
 
 def decays(name: str) -> bool:
-    """Whether gpt_adamw decays a parameter: the ``weight`` of a linear or convolution layer. Not biases, norms (a piece of whose name
-    ends in ``norm``), embedding tables (``..._embedding``) or anything else."""
+    """Return whether gpt_adamw decays a parameter: only the ``weight`` of a linear or convolution layer.
+
+    It does not decay biases, norms (part of their name ends in ``norm``), embedding tables (``..._embedding``) or any other parameter.
+    """
     *path, last = name.split(".")
     return last == "weight" and not any(piece.endswith(("norm", "_embedding")) for piece in path)
 
@@ -117,15 +119,15 @@ Rate = float | Tensor
 
 
 class Move(NamedTuple):
-    """One step of an optimizer; a rule carries it out in place. Lists have one entry for each parameter."""
+    """One step of an optimizer, which a rule performs in place. Lists have one entry per parameter."""
 
     spec: Optimizer
     rate: Rate  # the learning rate of this step
     params: list[Tensor]
     grads: list[Tensor]
     parts: dict[str, list[Tensor]]
-    steps: Tensor  # taken, this one included; a 0-d float32 tensor
-    taken: int | Tensor  # steps taken before, as the schedule reads them
+    steps: Tensor  # completed steps, including this one; a 0-d float32 tensor
+    taken: int | Tensor  # completed steps before this one, for the schedule
     names: tuple[str, ...]
 
 
@@ -133,16 +135,16 @@ Rule = Callable[[Move], None]
 
 
 def _adam(move: Move) -> None:
-    """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) by torch's fused kernels, the fastest on the CPU and on CUDA."""
+    """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) with torch's fused kernels, the fastest on the CPU and on CUDA."""
     spec = move.spec
     eps = eps_of(spec)
     kernel: Callable[..., None] = torch._fused_adam_ if spec.type == "adam" else torch._fused_adamw_
     lists = (move.params, move.grads, move.parts["first"], move.parts["second"], move.parts.get("largest", []))
-    for chosen, decay in _groups(move.names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
-        mine = lists if chosen is None else tuple([tensors[i] for i in chosen] if tensors else [] for tensors in lists)
+    for positions, decay in _groups(move.names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
+        group = lists if positions is None else tuple([tensors[i] for i in positions] if tensors else [] for tensors in lists)
         kernel(
-            *mine,
-            [move.steps] * len(mine[0]),
+            *group,
+            [move.steps] * len(group[0]),
             lr=move.rate,
             beta1=spec.beta1,
             beta2=spec.beta2,
@@ -155,17 +157,17 @@ def _adam(move: Move) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _groups(names: tuple[str, ...], decay: float) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """Positions of the parameters that decay, and of the others, with the decay of each group."""
-    chosen = [tuple(i for i, name in enumerate(names) if decays(name) == wanted) for wanted in (True, False)]
-    return tuple((positions, weight) for positions, weight in zip(chosen, (decay, 0.0), strict=True) if positions)
+    """Return the positions of the parameters that decay, and of the others, each group with its decay."""
+    groups = [tuple(i for i, name in enumerate(names) if decays(name) == decaying) for decaying in (True, False)]
+    return tuple((positions, weight) for positions, weight in zip(groups, (decay, 0.0), strict=True) if positions)
 
 
 def _sgd(move: Move) -> None:
-    """Gradient descent with momentum; the momentum starts as the whole first gradient, whatever the dampening."""
+    """Gradient descent with momentum; the momentum starts as the whole first gradient, regardless of dampening."""
     spec, params, grads, taken = move.spec, move.params, move.grads, move.taken
     momenta = move.parts.get("momentum", [])
     if momenta and spec.dampening > 0 and isinstance(taken, Tensor):
-        # The fused kernel takes a number for the dampening, and a captured graph would keep that of its first step.
+        # The fused kernel takes the dampening as a number, and a captured graph would keep the number of its first step.
         share = 1.0 - spec.dampening * (taken > 0).to(params[0].dtype)
         decayed = torch._foreach_add(grads, params, alpha=spec.weight_decay)
         torch._foreach_mul_(momenta, spec.momentum)
@@ -187,7 +189,7 @@ def _sgd(move: Move) -> None:
 
 
 def _rmsprop(move: Move) -> None:
-    """RMSprop (Hinton 2012; centred: Graves 2013). Torch has no fused kernel of it."""
+    """RMSprop (Hinton 2012; centred: Graves 2013), for which torch has no fused kernel."""
     spec, params, grads, parts = move.spec, move.params, move.grads, move.parts
     second = parts["second"]
     if spec.weight_decay:
@@ -197,7 +199,7 @@ def _rmsprop(move: Move) -> None:
     if spec.centered:
         torch._foreach_lerp_(parts["first"], grads, 1 - spec.alpha)
         divisor = torch._foreach_addcmul(second, parts["first"], parts["first"], value=-1)
-        torch._foreach_clamp_min_(divisor, 0.0)  # rounding takes the variance of a constant gradient below 0
+        torch._foreach_clamp_min_(divisor, 0.0)  # rounding can make the variance of a constant gradient negative
         torch._foreach_sqrt_(divisor)
     else:
         divisor = torch._foreach_sqrt(second)
@@ -227,7 +229,7 @@ def _descend(params: list[Tensor], directions: list[Tensor] | tuple[Tensor, ...]
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
-    """``[S]`` as ``[S, 1, ...]`` of as many dimensions as ``like``."""
+    """Reshape ``[S]`` to ``[S, 1, ...]`` with the number of dimensions of ``like``."""
     return values.reshape(-1, *(1,) * (like.dim() - 1))
 
 

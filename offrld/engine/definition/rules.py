@@ -1,9 +1,9 @@
-"""Rules of `torch.optim` that have no fused kernel: from gradients to the move that the parameters make per unit of learning rate.
+"""Rules of `torch.optim` that have no fused kernel: they map gradients to the parameters' update per unit of learning rate.
 
-Each rule equals the optimiser of torch that has its name, element by element, so that its state has the parameters' shapes, with or without
-a seed axis, and starts as zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
-Torch's other optimisers are not of this form: LBFGS evaluates the loss several times, SparseAdam wants sparse gradients, Adafactor and Muon
-look at whole matrices, and the point of ASGD is an average of the parameters, of which the policy would have to be made.
+Each rule equals the torch optimizer of the same name and works element by element. Its state therefore has the parameters' shapes, with or
+without a seed axis, and starts as zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor if a captured graph must see it change.
+Torch's other optimizers do not have this form: LBFGS evaluates the loss several times, SparseAdam needs sparse gradients, Adafactor and
+Muon process whole matrices, and ASGD averages the parameters, and the policy would have to use that average.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from offrld.engine.definition.optimizer import Optimizer, eps_of
 Number = float | Tensor
 Tensors = list[Tensor]
 Rule = Callable[[Optimizer, Tensors, dict[str, Tensors], Number], Tensors]
-STEP_SIZES = (1e-4, 5e3)  # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
-RECTIFIED = 5.0  # length of the average from which on radam divides by the deviation
+STEP_SIZES = (1e-4, 5e3)  # rprop's limits of an element's step, relative to the learning rate: torch's limits at its default rate, 0.01
+RECTIFIED = 5.0  # radam divides by the root mean square once the average is longer than this
 
 
 def adamax(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
-    """Adam with the largest gradient in place of the root mean square (Kingma & Ba 2015)."""
+    """Adam with the largest gradient instead of the root mean square (Kingma & Ba 2015)."""
     first, largest = parts["first"], parts["largest"]
     torch._foreach_lerp_(first, grads, 1 - spec.beta1)
     torch._foreach_mul_(largest, spec.beta2)
@@ -49,7 +49,7 @@ def nadam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
 
 
 def radam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
-    """Adam that does not divide by the deviation before it is known (Liu et al. 2020)."""
+    """Adam that divides by the root mean square only once its variance is tractable (Liu et al. 2020)."""
     first, second = parts["first"], parts["second"]
     torch._foreach_lerp_(first, grads, 1 - spec.beta1)
     _square_mean(second, grads, spec.beta2)
@@ -72,14 +72,14 @@ def radam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
 
 
 def adagrad(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
-    """Each element's rate falls with the sum of its squared gradients (Duchi et al. 2011)."""
+    """Gradient descent whose rate falls with each element's sum of squared gradients (Duchi et al. 2011)."""
     torch._foreach_addcmul_(parts["sum"], grads, grads)
     divisor = torch._foreach_add(torch._foreach_sqrt(parts["sum"]), eps_of(spec))
     return _times(torch._foreach_div(grads, divisor), 1 / (1 + (k - 1) * spec.rate_decay))
 
 
 def adadelta(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
-    """Moves in the size of the moves before (Zeiler 2012)."""
+    """Gradient descent with updates scaled by the root mean square of the previous ones (Zeiler 2012)."""
     second, moves = parts["second"], parts["moves"]
     _square_mean(second, grads, spec.rho)
     ratio = torch._foreach_div(torch._foreach_add(moves, eps_of(spec)), torch._foreach_add(second, eps_of(spec)))
@@ -89,9 +89,9 @@ def adadelta(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Numb
 
 
 def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
-    """Moves by the sign of the gradient alone, farther while it stays the same (Riedmiller & Braun 1993); for whole batches.
+    """Steps that use only the gradient's sign and grow while it stays the same (Riedmiller & Braun 1993); for whole batches.
 
-    An element's step is kept as its share of the learning rate, less 1, so that a schedule still acts.
+    The state stores an element's step divided by the learning rate, minus 1: it starts as zero, and a schedule still has effect.
     """
     least, largest = (size - 1 for size in STEP_SIZES)
     move = []
@@ -99,7 +99,7 @@ def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
         product = grad * previous
         factor = torch.where(product > 0, spec.grow, torch.where(product < 0, spec.shrink, 1.0)).to(excess.dtype)
         excess.copy_(((1 + excess) * factor - 1).clamp(least, largest))
-        direction = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
+        direction = torch.where(product < 0, 0.0, grad)  # after a change of sign, an element pauses for one step
         previous.copy_(direction)
         move.append(direction.sign() * (1 + excess))
     return move
@@ -118,11 +118,11 @@ def _times(tensors: Tensors | tuple[Tensor, ...], factor: Number) -> Tensors:
 
 
 def _add(tensors: Tensors, term: Number) -> Tensors:
-    """Adds in place. Not `_foreach_add_` of a tensor, which reads it back to take it for a number."""
+    """Add in place. `_foreach_add_` with a tensor would read it back to the host as a number."""
     torch._foreach_add_(tensors, [term.to(tensors[0].dtype)] * len(tensors) if isinstance(term, Tensor) else term)
     return tensors
 
 
 def _power(base: float, exponent: Number) -> Number:
-    # Not float ** tensor: the power of a 0-d tensor stays on its device and in its dtype.
+    # Not float ** tensor: this power stays on the tensor's device and in its dtype.
     return torch.full_like(exponent, base) ** exponent if isinstance(exponent, Tensor) else base**exponent

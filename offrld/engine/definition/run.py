@@ -1,4 +1,4 @@
-"""A training run: what stays the same from its first update to its last."""
+"""A training run: everything that stays constant from its first update to its last."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Scalers:
         self.observation, self.action, self.reward = observation, action, reward
 
     def tensors(self) -> dict[str, Tensor]:
-        """Flat names -> tensors, for checkpoints."""
+        """Return the fitted tensors by flat names, for checkpoints."""
         scalers = {f"observation.{name}": s for name, s in self.observation.items()} | {"action": self.action, "reward": self.reward}
         return {f"{name}.{part}": tensor for name, s in scalers.items() if s is not None for part, tensor in s.tensors().items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What trains: an algorithm with its settings and networks, for some seeds, on a device.
+    """An algorithm with its settings and networks, for some seeds, on a device.
 
     Attributes:
-        nets: the networks, each an attribute.
-        seeds: one training run each.
-        dtype: of parameters and batches.
-        stacked: all seeds are one view of the training state, rather than one view each.
+        nets: the networks, one attribute each.
+        seeds: the seeds, each an independent training run.
+        dtype: dtype of parameters and batches.
+        stacked: whether one view of the training state holds all seeds, rather than one view each.
     """
 
     algorithm: Algorithm
@@ -51,13 +51,13 @@ class Run:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The parts of training; at least one."""
+        """The stages of training; at least one."""
         algorithm, config = self.algorithm, self.config
         return tuple(algorithm.stages(config)) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
 
     @property
     def batch_type(self) -> type:
-        """`Batch`, `Windows` or `Rollout`: what the losses take."""
+        """The type of batch that the losses take: `Batch`, `Windows` or `Rollout`."""
         return KINDS[self.algorithm.batch_kind]
 
     @property
@@ -66,13 +66,13 @@ class Run:
         return [self.seeds] if self.stacked else [(seed,) for seed in self.seeds]
 
     def seed(self, seed: int | None) -> int:
-        """``seed``, or the first one for None; raises `Unknown` for a seed that was not trained."""
+        """Return ``seed``, or the first seed for None; raise `Unknown` for a seed that was not trained."""
         if seed is not None and seed not in self.seeds:
-            raise Unknown(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
+            raise Unknown(f"seed {seed} was not trained", hint=f"trained seeds: {', '.join(map(str, self.seeds))}")
         return self.seeds[0] if seed is None else seed
 
     def stage(self, k: int) -> Stage:
-        """The stage that update ``k`` belongs to."""
+        """Return the stage of update ``k``."""
         for stage in self.stages[:-1]:
             if stage.updates is None or k < stage.updates:
                 return stage
@@ -80,7 +80,7 @@ class Run:
         return self.stages[-1]
 
     def stage_end(self, k: int) -> int | None:
-        """The first update after ``k`` that belongs to another stage; None in the last stage."""
+        """Return the first update after ``k`` that belongs to another stage; None in the last stage."""
         end = 0
         for stage in self.stages[:-1]:
             end += stage.updates or 0
@@ -89,5 +89,5 @@ class Run:
         return None
 
     def with_config(self, config: Any) -> Run:
-        """The same run under other settings."""
+        """Return the same run with other settings."""
         return dataclasses.replace(self, config=config, nets=self.algorithm.nets(config, self.space))

@@ -1,4 +1,4 @@
-"""What a policy sees and does: the observation and action spaces of a dataset, as the networks need them."""
+"""The observation and action spaces of a dataset, in the form that the networks need."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Space:
 
     Attributes:
         observation: field name -> (dtype, shape), in the schema's order; a single field is called ``observation``.
-        frame_stack: how many observations the networks see at once, along the first axis of each field, oldest first.
-        discrete: whether actions are numbers 0..n-1.
-        action_size: dimensions of a continuous action, or the number ``n`` of discrete ones.
-        low, high: bounds of continuous actions in the environment's units, float64 ``[A]``; None when discrete.
-        whole: whether a continuous action is a vector of whole numbers: the policy gives the nearest ones.
-        source: where the bounds (or ``n``) come from: ``env:ID``, ``declared`` or ``inferred`` from the data.
+        frame_stack: number of observations that the networks see at once, along the first axis of each field, oldest first.
+        discrete: whether actions are the numbers 0..n-1.
+        action_size: dimensions of a continuous action, or the number ``n`` of discrete actions.
+        low, high: bounds of continuous actions in the environment's units, float64 ``[A]``; None if actions are discrete.
+        whole: whether a continuous action is a vector of integers; the policy then rounds.
+        source: source of the bounds (or ``n``): ``env:ID``, ``declared``, or ``inferred`` from the data.
     """
 
     observation: dict[str, tuple[str, tuple[int, ...]]]
@@ -41,20 +41,23 @@ class Space:
 
     @property
     def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Field name -> (dtype, shape) as a policy takes them: with the frames stacked."""
+        """Field name -> (dtype, shape) of a policy's inputs, with frames stacked."""
         return {name: (dtype, _stacked(shape, self.frame_stack)) for name, (dtype, shape) in self.observation.items()}
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high of continuous actions; raises `ValueError` for discrete ones."""
+        """Bounds (low, high) of continuous actions. Raises `ValueError` for discrete ones."""
         if self.low is None or self.high is None:
             raise ValueError("discrete actions have no bounds")
         return self.low, self.high
 
     @property
     def view(self) -> View:
-        """Shape of an observation as losses and networks see it: ``(D,)`` where all fields are vectors, which are joined; ``(C, H, W)``
-        of a single image; else a dict of the fields' shapes."""
+        """Shape of an observation as losses and networks see it.
+
+        ``(D,)`` if all fields are vectors, which are concatenated; ``(C, H, W)`` for a single image; otherwise a dict of the fields'
+        shapes.
+        """
         shapes = {name: shape for name, (_, shape) in self.inputs.items()}
         if any(is_image(shape) for shape in shapes.values()):
             return shapes if len(shapes) > 1 else next(iter(shapes.values()))
@@ -62,14 +65,16 @@ class Space:
 
     @property
     def observation_size(self) -> int:
-        """Elements of the joined vector; raises `InvalidInput` where the observation has images."""
+        """Length of the concatenated vector. Raises `InvalidInput` if the observation has images."""
         view = self.view
         if isinstance(view, dict) or len(view) != 1:
-            raise InvalidInput(f"observations of shape {view}: this needs vectors", hint="choose an algorithm that takes images")
+            raise InvalidInput(
+                f"observations have the shape {view}, but this needs vectors", hint="choose an algorithm that supports images"
+            )
         return view[0]
 
     def as_json(self) -> dict[str, Any]:
-        """The form kept in run folders and policy files."""
+        """Return the form that run folders and policy files store."""
         return {
             "observation": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in self.observation.items()},
             "discrete": self.discrete,
@@ -78,12 +83,12 @@ class Space:
             "high": None if self.high is None else [float(x) for x in self.high],
             "source": self.source,
             "frame_stack": self.frame_stack,
-            **({"whole": True} if self.whole else {}),  # absent from other runs, whose older checkpoints lack it
+            **({"whole": True} if self.whole else {}),  # only if true: checkpoints of older versions lack the key
         }
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Space:
-        """Rebuild the space that `as_json` ``saved``."""
+        """Rebuild a space from the result of `as_json`."""
         low, high = (None if saved[name] is None else np.asarray(saved[name], np.float64) for name in ("low", "high"))
         return cls(
             observation={name: (field["dtype"], tuple(field["shape"])) for name, field in saved["observation"].items()},
@@ -98,7 +103,7 @@ class Space:
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether a field of this shape is an image, channel first."""
+    """Return whether a field of this shape is an image, channel first."""
     return len(shape) == 3
 
 
@@ -110,11 +115,14 @@ def space_of(
     frame_stack: int = 1,
     infer: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Space:
-    """The spaces of a store.
+    """Derive the spaces of a store.
 
     Args:
-        bounds, source: of continuous actions and where they come from; they take precedence over what the store declares.
-        infer: gives the actions' range, for the dimensions without bounds. None: such actions are refused.
+        bounds, source: bounds of continuous actions and their source; they override the store's declaration.
+        infer: computes the actions' range, for dimensions without bounds. None: such actions are refused.
+
+    Raises:
+        InvalidInput: the store's actions or bounds are unsuitable.
     """
     check_observations(schema)
     check_action(schema)
@@ -132,11 +140,11 @@ def space_of(
     )
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         if infer is None:
-            raise InvalidInput("the actions have no bounds", hint="pass action_low and action_high")
+            raise InvalidInput("the actions have no bounds", hint="set action_low and action_high")
         least, most = infer()
         low, high, source = np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, most), "inferred"
     if (low > high).any():
-        raise InvalidInput(f"action bounds: low {low.tolist()} is above high {high.tolist()}", hint="exchange action_low and action_high")
+        raise InvalidInput(f"action bounds: low {low.tolist()} is above high {high.tolist()}", hint="swap action_low and action_high")
     whole = action.dtype.kind in "iu"
     check_action_bounds(low, high, whole=whole)
     return Space(observation, False, action.shape[0], low, high, source, frame_stack, whole)

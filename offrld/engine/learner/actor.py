@@ -29,8 +29,8 @@ class Played:
     """Actions drawn at ``B`` observations.
 
     Attributes:
-        action: as the environment takes them; ``drawn``: before bounds and scalers.
-        log_prob, value: ``[B]`` each: log probabilities of the drawn actions, and values of the states.
+        action: actions in the environment's units; ``drawn``: the same before bounds and scalers.
+        log_prob, value: log probabilities of the drawn actions and values of the states, ``[B]`` each.
     """
 
     action: np.ndarray
@@ -40,49 +40,49 @@ class Played:
 
 
 class Actor:
-    """Acts with the parameters of a run. ``seed`` is a trained one everywhere; the default is the first.
+    """Act with the parameters of a run. In every method, ``seed`` is a trained seed, by default the first.
 
     Args:
-        params: of all seeds, with a leading axis over them; an actor of a run that trains sees every update.
+        params: parameters of all seeds, with a leading seed axis; the actor of a run in training sees every update.
     """
 
     def __init__(self, run: Run, params: Params) -> None:
         self.run, self.params = run, params
-        # Of continuous actions, in float32, in which policies act.
+        # Bounds of continuous actions, in float32 as policies act.
         self._bounds = None if run.space.discrete else tuple(bound.astype(np.float32) for bound in run.space.bounds)
 
     @property
     def actor(self) -> Actor:
-        """Itself: learners and actors alike have an ``actor``."""
+        """This actor itself: both learners and actors have an ``actor``."""
         return self
 
     @property
     def space(self) -> Space:
-        """What is observed and done."""
+        """The observation and action spaces."""
         return self.run.space
 
     # ---------------------------------------------------------------------------------------------------------- on arrays
     def predict(self, observations: Any, *, seed: int | None = None) -> np.ndarray:
-        """Greedy actions.
+        """Return greedy actions.
 
         Args:
-            observations: ``[B, ...]`` in the environment's units, frames stacked; a mapping of them for several fields.
+            observations: ``[B, ...]`` in the environment's units, with frames stacked; a mapping by field if there are several.
 
         Returns:
             float32 ``[B, A]`` within the bounds, or int64 ``[B]``.
 
         Raises:
-            InvalidInput: another shape (the batch dimension is needed for a single observation as well), or an algorithm that acts on
-                windows of an episode.
+            InvalidInput: the shape is wrong (a single observation needs the batch dimension too), or the algorithm acts on windows of an
+                episode.
         """
         with torch.no_grad():
             return self._chosen(self._acted(observations, seed))
 
     def sample(self, observations: Any, *, seed: int | None = None, step: int = 0) -> np.ndarray:
-        """Actions drawn from a stochastic policy; a deterministic policy gives its greedy actions.
+        """Draw actions from a stochastic policy; a deterministic policy returns its greedy actions.
 
-        The random numbers depend on ``(seed, step)`` alone: with the step of the environment a run can be repeated.
-        Other arguments, result and errors: see `predict`.
+        The random numbers depend only on ``(seed, step)``, so passing the environment's step makes a run repeatable.
+        For other arguments, result and errors see `predict`.
         """
         with torch.no_grad():
             if self.run.algorithm.sample is not None:
@@ -95,18 +95,18 @@ class Actor:
             if self.run.space.discrete and self.run.algorithm.draws_scores:
                 uniform = np.empty(scores.shape, np.float32)
                 rng.uniform(self.run.seed(seed), step, STREAM, uniform)
-                # The argmax of logits plus Gumbel noise is a draw from their softmax. A uniform number may be 0, but is never 1.
+                # The argmax of logits plus Gumbel noise is a draw from their softmax. The uniform numbers may be 0, but never 1.
                 scores = scores - torch.log(-torch.log1p(-torch.from_numpy(uniform).to(scores).clamp(min=1e-12)))
             return self._chosen(scores)
 
     def play(self, observations: Any, *, step: int, seed: int | None = None) -> Played:
-        """Actions drawn to learn from, with their log probabilities and the states' values; arguments: see `sample`.
+        """Draw actions to learn from, with their log probabilities and the states' values; for arguments see `sample`.
 
         Raises:
-            InvalidInput: an algorithm that learns from a dataset, or a wrong shape.
+            InvalidInput: the algorithm learns from a dataset, or the shape is wrong.
         """
         if self.run.algorithm.play is None:
-            raise InvalidInput(f"{self.run.algorithm.name} does not learn from its own play", hint="use sample")
+            raise InvalidInput(f"{self.run.algorithm.name} does not learn from its own rollouts", hint="use sample")
         with torch.no_grad():
             seen = self._seen(observations)
             noise = np.empty((_rows(seen), self.run.space.action_size), np.float32)
@@ -116,15 +116,15 @@ class Actor:
             return Played(self._chosen(drawn), *(tensor.cpu().numpy() for tensor in (drawn, log_prob, value)))
 
     def rollout(self, observations: Any, step: int, **arrays: np.ndarray) -> Rollout:
-        """A batch of rows that were played, for update ``step``.
+        """Build the batch of update ``step`` from steps of a rollout.
 
         Args:
-            observations: as `play` got them.
+            observations: observations in the form that `play` takes.
             arrays: the fields ``[B, ...]`` of `Rollout`.
         """
         run = self.run
         if len(run.seeds) > 1:
-            raise InvalidInput(f"a rollout is one seed's, this learner has {len(run.seeds)}", hint="make one for each seed")
+            raise InvalidInput(f"a rollout belongs to one seed, but this learner has {len(run.seeds)}", hint="create one learner per seed")
         copies = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
         tensors = {name: copy.to(run.device, run.dtype if copy.is_floating_point() else None) for name, copy in copies.items()}
         key = rng.integers(run.seeds[0], step, rng.stream_id(KEY), KEYS, 1)
@@ -133,14 +133,14 @@ class Actor:
     def predict_value(
         self, observations: Any, actions: Any, with_std: bool = False, *, seed: int | None = None
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Expected discounted return of taking ``actions``, float32 ``[B]``: the mean over the ensemble, in the unit of scaled rewards.
+        """Return the expected discounted return of ``actions``, float32 ``[B]``: the ensemble's mean, in units of scaled rewards.
 
         Args:
-            actions: ``[B, A]`` in the environment's units, or ``[B]`` numbers of discrete ones.
-            with_std: return the (population's) deviation over the members too.
+            actions: ``[B, A]`` in the environment's units, or the numbers ``[B]`` of discrete actions.
+            with_std: also return the (population) standard deviation over the members.
 
         Raises:
-            InvalidInput: an algorithm that learns no values, or a wrong shape.
+            InvalidInput: the algorithm learns no values, or the shape is wrong.
         """
         if self.run.algorithm.value is None:
             raise InvalidInput(f"{self.run.algorithm.name} learns no values of actions", hint="evaluate its policy with a fqe job")
@@ -153,7 +153,9 @@ class Actor:
 
     # ----------------------------------------------------------------------------------------------------------- as a whole
     def policy(self, seed: int | None = None, returns: Callable[[], Returns] | None = None) -> PolicyModule:
-        """The greedy policy of a seed as a module: environment's units in and out; a copy, so training goes on beside it.
+        """Return a seed's greedy policy as a module with inputs and outputs in the environment's units.
+
+        The module is a copy; later training does not change it.
 
         Args:
             returns: computes the returns of the training episodes, from which a sequence model takes its default target.
@@ -174,19 +176,19 @@ class Actor:
 
     # ------------------------------------------------------------------------------------------------------------- plumbing
     def params_of(self, seed: int | None) -> Params:
-        """The parameters of one seed."""
+        """Return the parameters of one seed."""
         position = self.run.seeds.index(self.run.seed(seed))
         return {name: value[position].detach() for name, value in self.params.items()}
 
     def _acted(self, observations: Any, seed: int | None) -> Tensor:
-        """The result of `Algorithm.act`: scores, or continuous actions in [-1, 1]."""
+        """Return the result of `Algorithm.act`: scores, or continuous actions in [-1, 1]."""
         if not self.run.algorithm.acts:
             raise InvalidInput(f"{self.run.algorithm.name} learns no policy", hint="predict with the learner of the policy")
         seen = self._seen(observations)
         return self.run.algorithm.act(self.params_of(seed), self.run.config, self.run.nets, seen)
 
     def _chosen(self, scores: Tensor) -> np.ndarray:
-        """The greedy action of scores, or a continuous action in the environment's units."""
+        """Return the greedy discrete action, or the continuous action in the environment's units."""
         if self._bounds is None:
             return scores.argmax(dim=-1).cpu().numpy() if scores.is_floating_point() else scores.cpu().numpy()
         in_units = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
@@ -196,7 +198,7 @@ class Actor:
         return np.clip(action, *self._bounds)
 
     def _seen(self, observations: Any) -> Observation:
-        """Observations, checked, as networks see them."""
+        """Check observations and convert them to the networks' inputs."""
         if self.run.batch_type is Windows:
             raise InvalidInput(
                 f"{self.run.algorithm.name} acts on the last steps of an episode, not on single observations",
@@ -227,7 +229,7 @@ class Actor:
 
 
 def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """``values`` as an array ``[B, *shape]`` of the dtype, in writable memory."""
+    """Convert ``values`` to an array ``[B, *shape]`` of the dtype, in writable memory."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     try:
@@ -239,8 +241,8 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
         wanted = ", ".join(["B", *map(str, shape)])
         raise InvalidInput(f"{name} has shape {list(array.shape)} and dtype {array.dtype}; expected [{wanted}], {dtype}", hint=hint)
     with np.errstate(invalid="ignore", over="ignore"):
-        cast = np.array(array, dtype)  # a copy: torch warns of read-only memory
-    # A cast may cost digits, nothing else: no whole number becomes another, and no finite number infinite.
+        cast = np.array(array, dtype)  # a copy, because torch warns about read-only memory
+    # A cast may lose digits, nothing else: integers must stay the same, and finite numbers finite.
     wrong = cast != array if cast.dtype.kind in "iub" else ~np.isfinite(cast)
     if wrong.any():
         value = array[wrong].ravel()[0]

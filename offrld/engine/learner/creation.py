@@ -1,4 +1,4 @@
-"""Create a learner: from a dataset or from shapes, on a device, with new parameters or with those of another run."""
+"""Create a learner: from a dataset or from shapes, on a device, with new parameters or those of another run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_THREADS = 1024
 
 
 class Startable(Protocol):
-    """What `create` needs of the learner that it makes."""
+    """What `create` needs from the learner that it creates."""
 
     def start_from(self, start: Sequence[Loaded], part: Part = "all", *, fresh_optimizer: bool = False) -> None: ...
 
@@ -69,38 +69,38 @@ def create(
     scalers: Scalers | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> L:
-    """A learner at step 0.
+    """Create a learner at step 0.
 
     Args:
-        store: opened at the snapshot that the run is pinned to; or `Shapes`, for a learner without data, which acts and takes
-            batches of the caller.
-        seeds: one training run each; a seed alone decides its initialisation, batches and noise.
+        store: the dataset, opened at the snapshot to pin the run to; or `Shapes`, for a learner without data, which acts and trains on
+            the caller's batches.
+        seeds: one training run each; a seed alone determines its initialisation, batches and noise.
         device: ``auto`` (CUDA if there is a card), ``cpu``, ``cuda`` or ``cuda:1``.
         runner: ``eager``, ``compile``, ``graph`` (CUDA graphs of many updates), or ``auto``: eager on the CPU; on CUDA compiled losses
             if their first gradients agree with eager ones, in graphs if their first updates agree with single ones.
         threads: CPU threads of torch (None: unchanged).
-        holdout: share of the episodes kept out of training, for `validate`.
+        holdout: fraction of the episodes kept out of training, for `validate`.
         episodes: numbers of the episodes to use, or a part of ``store.episodes``; None: all.
-        bounds: of the actions, from the evaluation environment ``env_id``; they override the store's. A dimension without bounds
+        bounds: bounds of the actions, from the evaluation environment ``env_id``; they override the store's. A dimension without bounds
             gets the range of the data.
         bounds_source: the source of ``bounds`` (`Space.source`), if it is not ``env_id``.
         action_low, action_high: bounds of the actions, each a number or ``[A]``; one alone leaves the other unchanged.
-        cache_dir: folder that keeps compiled kernels and the choice of ``linear="auto"`` between runs (None: torch's own, and the
+        cache_dir: folder that keeps compiled kernels and the choice of ``linear="auto"`` between runs (None: torch's own folder, and the
             user's cache).
-        stacked: whether seeds are differentiated together (None: on CUDA).
-        feed: the source of batches: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `SourceChoice`); the batches are the same.
-        linear: what multiplies in linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN if it is faster on this processor
-            (the environment's OFFRL_LINEAR may name it). It decides last bits: a resumed run keeps that of its checkpoint.
+        stacked: whether seeds are differentiated together (None: only on CUDA).
+        feed: the source of batches: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `SourceChoice`); all give the same batches.
+        linear: the library for the products of linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN if it is faster on this processor
+            (OFFRL_LINEAR overrides ``auto``). It affects the last bits of results; a resumed run keeps its checkpoint's library.
         inputs: the runs that settings name (`Algorithm.inputs`).
-        start: another run to take parameters from (see `start_from`): ``transfer`` says which, ``fresh_optimizer`` resets
-            the optimisers. Observations and actions are scaled as in that run.
-        scalers: fitted before, instead of those of the config.
-        log: receives one-line messages, among them what `guards.mistakes` finds in data and settings.
+        start: another run to take parameters from (see `start_from`): ``transfer`` selects them, ``fresh_optimizer`` resets the
+            optimizers. Observations and actions are scaled as in that run.
+        scalers: fitted scalers to use instead of those of the config.
+        log: receives one-line messages, including the warnings of `guards.mistakes` about data and settings.
 
     Raises:
-        InvalidInput: the data's actions do not fit the algorithm, or it does not learn from a dataset; or an input or a start does not
-            fit the data.
-        EmptyStore: no transition to train on.
+        InvalidInput: the data's actions do not fit the algorithm; the algorithm does not learn from a dataset; or an input or the start
+            does not fit the data.
+        EmptyStore: the dataset has no transition to train on.
     """
     _check_numbers(seeds, threads, holdout, dtype)
     if threads is not None:
@@ -114,8 +114,7 @@ def create(
         training = held_out = np.empty(0, np.int64)
     else:
         dataset = store
-        given_bounds = _Bounds(bounds, env_id, bounds_source, action_low, action_high)
-        space = _space(algorithm, config, dataset, given_bounds, log)
+        space = _space(algorithm, config, dataset, _Bounds(bounds, env_id, bounds_source, action_low, action_high), log)
         training, held_out = data.split(len(store), holdout, episodes)
     algorithm.check(space)
     source = None if start is None else seeds_of(start)
@@ -142,7 +141,7 @@ def create(
 
 
 def _check_numbers(seeds: Any, threads: Any, holdout: Any, dtype: Any) -> None:
-    """`InvalidInput` for arguments of `create` that torch would refuse later, or take for something else."""
+    """Raise `InvalidInput` for arguments of `create` that torch would refuse later or misinterpret."""
     if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or not all(isinstance(seed, Integral) for seed in seeds):
         raise InvalidInput(f"seeds is {seeds!r}", hint="pass a list of whole numbers, for example seeds=[0]")
     if len(set(seeds)) != len(seeds):
@@ -150,14 +149,14 @@ def _check_numbers(seeds: Any, threads: Any, holdout: Any, dtype: Any) -> None:
     if threads is not None and (not isinstance(threads, Integral) or not 1 <= int(threads) <= MOST_THREADS):
         raise InvalidInput(f"threads is {threads!r}", hint=f"pass a whole number from 1 to {MOST_THREADS}")
     if not isinstance(holdout, Real) or not 0 <= float(holdout) <= 1:
-        raise InvalidInput(f"holdout is {holdout!r}", hint="pass the share of the episodes to hold out, from 0 to below 1")
+        raise InvalidInput(f"holdout is {holdout!r}", hint="pass the fraction of the episodes to hold out, at least 0 and below 1")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InvalidInput(f"dtype is {dtype!r}", hint="pass torch.float32 or torch.float64")
 
 
 @dataclass(frozen=True)
 class _Bounds:
-    """The arguments of `create` about the bounds of actions."""
+    """The arguments of `create` that define the bounds of actions."""
 
     bounds: tuple[np.ndarray, np.ndarray] | None
     env_id: str | None
@@ -167,9 +166,9 @@ class _Bounds:
 
 
 def _space(algorithm: Algorithm, config: Any, store: EpisodeStore, bounds: _Bounds, log: Log) -> Space:
-    """The spaces of a dataset, with the bounds that hold for its actions."""
+    """Return the spaces of a dataset with the effective bounds of its actions."""
     if algorithm.plays:
-        raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
+        raise InvalidInput(f"{algorithm.name} learns from its own rollouts, not from a dataset", hint="give it an environment")
     if store.transition_count == 0:
         raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
     limits, source = bounds.bounds, bounds.source or ("declared" if bounds.env_id is None else f"env:{bounds.env_id}")
@@ -177,14 +176,14 @@ def _space(algorithm: Algorithm, config: Any, store: EpisodeStore, bounds: _Boun
         limits, source = _declared(store.schema, bounds.low, bounds.high), "declared"
     space = space_of(store.schema, store.metadata, limits, source, config.frame_stack, lambda: data.action_range(store))
     if space.source == "inferred" and not space.discrete and store.metadata.get("bounds") != "inferred":
-        log("the dataset declares no bounds for its actions: the range of the data is used; action_low and action_high declare others")
+        log("the dataset declares no bounds for its actions: using the range of the data; set action_low and action_high for others")
     return space
 
 
 def _training_data(
     run: Run, store: EpisodeStore, split: tuple[np.ndarray, np.ndarray], inputs: Mapping[str, Loaded], feed: str, log: Log
 ) -> TrainingData:
-    """The data of a run, with the actions of the policy that it evaluates: they do not change, so they are computed once."""
+    """Return the data of a run, with the actions of the policy that it evaluates; they are constant, so they are computed once."""
     policy_actions = None
     if run.algorithm.next_action == "policy":
         policy_actions = data.actions_of(inputs["policy"].policy(), store)
@@ -193,16 +192,18 @@ def _training_data(
 
 
 def _declared(schema: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds given by hand; one that is missing comes from the schema, or else from the data (NaN)."""
+    """Return explicitly set bounds; a missing one comes from the schema, or from the data (NaN)."""
     if isinstance(schema.action, dict) or schema.action.discrete:
-        raise InvalidInput("action_low and action_high are of continuous actions, the dataset has others", hint="leave them out")
+        raise InvalidInput(
+            "action_low and action_high apply only to continuous actions, which the dataset does not have", hint="leave them out"
+        )
     shape, bounds = schema.action.shape, []
     for name, own, declared in (("action_low", low, schema.action.low), ("action_high", high, schema.action.high)):
         value = np.nan if own is None and declared is None else declared if own is None else own
         try:
             bound = np.broadcast_to(np.asarray(value, np.float64), shape)
         except (TypeError, ValueError):
-            raise InvalidInput(f"{name} is {own!r}", hint=f"pass a number, or {int(np.prod(shape))} of them") from None
+            raise InvalidInput(f"{name} is {own!r}", hint=f"pass one number, or {int(np.prod(shape))} numbers") from None
         if own is not None and np.isnan(bound).any():
             raise InvalidInput(f"{name} is {own!r}", hint="pass numbers")
         bounds.append(bound)
@@ -210,15 +211,15 @@ def _declared(schema: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto``: CUDA if there is a card. Raises `InvalidInput` for a device that is missing."""
+    """Return the device of this name; ``auto``: CUDA if available. Raise `InvalidInput` for a device that does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:  # its text lists twenty kinds of devices
-        raise InvalidInput(f"there is no device {name!r}", hint="auto, cpu, cuda, or cuda:1 for the second card") from None
+    except RuntimeError:  # torch's message lists twenty kinds of devices
+        raise InvalidInput(f"unknown device {name!r}", hint="use auto, cpu, cuda, or cuda:1 for the second GPU") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InvalidInput(
-            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices", hint="use the device cpu, or auto"
+            f"device {name!r} does not exist: this machine has {torch.cuda.device_count()} CUDA devices", hint="use the device cpu or auto"
         )
     return device

@@ -1,4 +1,4 @@
-"""What training takes from the store beside batches: the split into training and held-out episodes, and fitted scalers."""
+"""What training reads from the store besides batches: the split into training and held-out episodes, and the data for scalers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_re
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation, is_wide, scaled
 from offrld.preprocess.statistics import Blocks, extremes, rows
 
-ROWS = 4096  # of an episode per call of a policy: bounds the memory of pixels
+ROWS = 4096  # rows of an episode per call of a policy: bounds the memory for images
 
 
 def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes.
+    """Return the numbers of the training and of the held-out episodes, the same for every seed, so that seeds are comparable.
 
-    chosen: numbers of those to use at all; None: all.
+    Args:
+        chosen: numbers of the episodes to use; None: all.
     """
     numbers = np.arange(episodes) if chosen is None else np.unique(np.asarray(chosen))
     if chosen is not None and (numbers.dtype.kind not in "iu" or not len(numbers) or numbers[0] < 0 or numbers[-1] >= episodes):
@@ -37,7 +38,8 @@ def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray
     count = max(1, round(len(numbers) * holdout))
     if count >= len(numbers):
         raise InvalidInput(
-            f"validation share {holdout:g} of {len(numbers)} episodes leaves none to train on", hint="give a smaller share or more episodes"
+            f"holding out a fraction {holdout:g} of {len(numbers)} episodes leaves none to train on",
+            hint="hold out a smaller fraction, or add episodes",
         )
     keys = np.empty(len(numbers), np.float32)
     rng.uniform(0, 0, rng.stream_id("holdout"), keys)
@@ -46,12 +48,15 @@ def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray
 
 
 def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
-    """All rows of an observation field, by the name that `Space.observation` gives it."""
+    """Return all rows of an observation field, by its name in `Space.observation`."""
     return store.column(f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
 
 
 def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]:
-    """First row and end of the transitions of each episode: a truncated one without its final observation has one less than steps."""
+    """Return each episode's first row and the end of its transitions.
+
+    A truncated episode without its final observation has one transition less than steps.
+    """
     table = store.episode_table[episodes]
     return [
         (int(first), int(first + length - (flags == FINAL_MISSING)))
@@ -60,7 +65,7 @@ def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]
 
 
 def spread_rows(store: EpisodeStore, episodes: np.ndarray, most: int) -> np.ndarray:
-    """Rows of at most ``most`` transitions of some episodes, evenly spread. Rows between episodes, and dropped ones, mean nothing."""
+    """Return the rows of at most ``most`` evenly spread transitions of some episodes, skipping rows that hold no transition."""
     spans = np.array(spans_of(store, episodes), np.int64).reshape(-1, 2)
     ends = np.cumsum(spans[:, 1] - spans[:, 0])
     total = int(ends[-1]) if len(ends) else 0
@@ -73,7 +78,7 @@ def spread_rows(store: EpisodeStore, episodes: np.ndarray, most: int) -> np.ndar
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.
+    """The training episodes of the pinned snapshot, as `Algorithm.prepare` sees them.
 
     Attributes:
         starts: the rows that start a transition, int64.
@@ -93,9 +98,9 @@ class Dataset:
         return np.concatenate([np.arange(first, end) for first, end in spans_of(self.store, self.episodes)])
 
     def observations(self, rows: np.ndarray) -> Tensor:
-        """Scaled vectors ``[n, D]`` at these rows; raises `InvalidInput` for images and stacked frames."""
+        """Return the scaled vectors ``[n, D]`` at these rows; raise `InvalidInput` for images and stacked frames."""
         if self.space.frame_stack > 1:
-            raise InvalidInput("this algorithm compares single observations", hint="take frame_stack=1")
+            raise InvalidInput("this algorithm does not support stacked frames", hint="set frame_stack=1")
         size = self.space.observation_size
         fields = {name: torch.from_numpy(observation_column(self.store, name)[rows]) for name in self.space.observation}
         vectors = view_observation(fields, self.scalers, self.dtype, self.device)
@@ -103,12 +108,12 @@ class Dataset:
         return vectors.reshape(len(rows), size)
 
     def actions(self, rows: np.ndarray) -> Tensor:
-        """Scaled actions ``[n, A]`` at these rows."""
+        """Return the scaled actions ``[n, A]`` at these rows."""
         return scaled(self.scalers.action, torch.from_numpy(self.store.column("action")[rows]), self.dtype, self.device)
 
 
 def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest action of each dimension over all transitions: the bounds of a dataset that declares none."""
+    """Return the smallest and largest action per dimension over all transitions: the bounds if a dataset declares none."""
     column, used = store.column("action"), np.zeros(len(store.column("reward")), bool)
     for first, end in spans_of(store, np.arange(len(store))):
         used[first:end] = True
@@ -116,23 +121,23 @@ def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
 
 
 def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
-    """The greedy actions of a policy at every row of a store, like its action column: ``[rows, A]``, environment's units, or ``[rows]``.
+    """Return a policy's greedy actions at every row of a store, in the form of its action column: ``[rows, A]`` or ``[rows]``.
 
-    Each episode's frames are stacked as the policy wants them, zeros before its begin.
+    Each episode's frames are stacked as the policy needs them, with zeros before its first step.
     """
     k, fields = policy.space.frame_stack, list(policy.space.observation)
     actions = np.zeros_like(store.column("action"))
     for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
         for start in range(first, first + steps + 1, ROWS):
             rows = np.arange(start, min(start + ROWS, first + steps + 1))
-            seen = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
+            observation = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
             with torch.no_grad():
-                actions[rows] = policy(seen).numpy().astype(actions.dtype)
+                actions[rows] = policy(observation).numpy().astype(actions.dtype)
     return actions
 
 
 def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
-    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``, the episode's own."""
+    """Return the last ``k`` frames at each row, joined along the first axis, oldest first; zeros before the episode's row ``first``."""
     if k == 1:
         return column[rows]
     frames = []
@@ -145,10 +150,10 @@ def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np
 
 
 def fit_scalers(config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device) -> Scalers:
-    """Fit the scalers that ``config`` asks for on the transitions of the ``training`` episodes.
+    """Fit the scalers that ``config`` selects on the transitions of the ``training`` episodes.
 
-    Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
-    setting ``action_scaler`` or ``reward_scaler`` has the default one.
+    They are fitted on single observations; with ``frame_stack`` they apply to each stacked frame. An algorithm without the setting
+    ``action_scaler`` or ``reward_scaler`` uses the default.
     """
     reward, spans = store.column("reward"), spans_of(store, training)
     starts = np.zeros(len(reward), bool)  # rows that start a transition
@@ -178,17 +183,17 @@ def fit_scalers(config: Any, store: EpisodeStore, space: Space, training: np.nda
 def rebuild_scalers(
     config: Any, space: Space, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Scalers:
-    """The scalers of a training run from their `Scalers.tensors`, without its data.
+    """Rebuild the scalers of a training run from their `Scalers.tensors`, without its data.
 
     Args:
-        dtype, device: of training; None: as the tensors are.
+        dtype, device: dtype and device of training; None: those of the tensors.
 
     Raises:
-        Unknown: the config names a scaler of a package that is not installed here.
+        Unknown: the config names a scaler from a package that is not installed.
     """
 
     def parts(of: str) -> dict[str, torch.Tensor]:
-        # A part's name has no dot: what has one belongs to another field, `state.goal` beside `state`.
+        # Names of parts have no dot. A dot means another field: `state.goal` next to `state`.
         own = {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
         own_dtype = None if of == "reward" else dtype
         if of.startswith("observation.") and is_wide(space.observation[of.removeprefix("observation.")][0]):

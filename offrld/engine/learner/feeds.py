@@ -1,4 +1,4 @@
-"""The batches of a run: the dataset that it trains on, and the feeds that give each update its batch."""
+"""The batches of a run: its dataset, and the feeds that provide each update's batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from offrld.engine.definition.run import Run
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of samples other than the usual one: all training episodes, drawn with replacement.
+    """A choice of samples. The default is all training episodes, drawn with replacement.
 
     Attributes:
-        arguments: of the sampler, in place of the usual ones.
+        arguments: arguments of the sampler that replace the default ones.
         store: another store with the same fields, used as a whole; None: the run's own.
-        offset: the feeds' number of a batch minus the number of its update.
+        offset: the number of a batch in the feeds minus the number of its update.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Feeds:
     """One feed per view of the training state, for ordinary stages and for stages of single steps.
 
     Attributes:
-        kind: the source of the samples (`SourceChoice.feed`).
+        kind: the kind of source that the samples come from (`SourceChoice.feed`).
     """
 
     several_steps: list[Feed]
@@ -50,11 +50,11 @@ class Feeds:
         return bool(self.several_steps)
 
     def of(self, stage: Stage) -> list[Feed]:
-        """The feeds of a stage."""
+        """Return the feeds of a stage."""
         return self.single_steps if stage.single_steps else self.several_steps
 
     def batches(self, stage: Stage, k: int) -> list[Any]:
-        """The batch of update ``k`` for each view."""
+        """Return each view's batch for update ``k``."""
         return [feed.batch(k + self.selection.offset) for feed in self.of(stage)]
 
     def close(self) -> None:
@@ -67,12 +67,12 @@ NO_FEEDS = Feeds([], [], "none")
 
 
 class TrainingData:
-    """The dataset of a run, and what opens its feeds.
+    """The dataset of a run, from which it opens feeds.
 
     Args:
-        training, holdout: numbers of the episodes that are trained on, and of those that are not.
+        training, holdout: numbers of the training episodes and of the held-out ones.
         sources: opens the sources of ``store``.
-        policy_actions: actions of an evaluated policy at every row, which become the next actions of batches.
+        policy_actions: an evaluated policy's actions at every row, which become the batches' next actions.
         log: receives one-line messages.
     """
 
@@ -90,7 +90,7 @@ class TrainingData:
         self._policy_actions, self._log = policy_actions, log
 
     def open(self, run: Run, selection: Selection = USUAL) -> Feeds:
-        """The feeds of a run."""
+        """Open the feeds of a run."""
         if selection.store is None:
             sources, episodes = self.sources, self._numbers(self.training)
         else:
@@ -105,12 +105,12 @@ class TrainingData:
         return Feeds(feeds, opened(n_steps=1) if differs else feeds, sources.feed, selection)
 
     def open_holdout(self, run: Run, stage: Stage) -> Feed:
-        """A feed of the held-out episodes for one stage; the same batches for every seed."""
+        """Open a feed of the held-out episodes for one stage, with the same batches for every seed."""
         changes = {"n_steps": 1} if stage.single_steps and getattr(run.config, "n_steps", 1) > 1 else {}
         return self._feed(run, self.sources, (0,), self._numbers(self.holdout), False, ahead=False, changes=changes)
 
     def _numbers(self, episodes: np.ndarray) -> np.ndarray | None:
-        """Numbers of episodes as samplers take them: None for all."""
+        """Return numbers of episodes in the form that samplers take: None for all."""
         return None if len(episodes) == len(self.store) else episodes
 
     def _feed(

@@ -18,13 +18,13 @@ from offrld.engine.definition.run import Run
 from offrld.engine.learner.feeds import Selection, TrainingData
 from offrld.engine.learner.trainer import Metrics, Trainer
 
-BLOCK = 100  # updates between two refreshes of the progress bar
-Callback = Callable[[Any, int, int], None]  # of (learner, epoch, step)
-Evaluator = Callable[[Any, EpisodeList], Any]  # of (learner, episodes): a number of the first seed, or {seed: number}
+BLOCK = 100  # updates between refreshes of the progress bar
+Callback = Callable[[Any, int, int], None]  # (learner, epoch, step)
+Evaluator = Callable[[Any, EpisodeList], Any]  # (learner, episodes) -> a number for the first seed, or {seed: number}
 
 
 class Fitted(Protocol):
-    """What the loops need of a learner. `reconfigure` may replace the trainer between two epochs."""
+    """What the loops need from a learner. `reconfigure` may replace the trainer between epochs."""
 
     trainer: Trainer
     data: TrainingData | None
@@ -57,31 +57,31 @@ def fitter(
     verbose: bool = False,
     output: TextIO | None = None,
 ) -> Iterator[tuple[int, Metrics]]:
-    """Train, yielding (epoch, metrics) after each epoch; between two epochs the caller may change things (`reconfigure`, ``step``).
+    """Train, and yield (epoch, metrics) after each epoch; between epochs the caller may change the learner (`reconfigure`, ``step``).
 
-    An epoch does, in this order: updates, ``epoch_callback``, evaluation, files and log. Epochs count from 1. Its metrics are the
-    losses' means, ``validation_NAME`` if episodes are held out, the evaluators' results, and ``time_sample_batch``,
-    ``time_algorithm_update`` (seconds per update; on a GPU the time to issue the work).
+    Each epoch runs, in this order: updates, ``epoch_callback``, evaluation, files and log. Epochs count from 1. Its metrics are the
+    losses' means, ``validation_NAME`` if episodes are held out, the evaluators' results, and ``time_sample_batch`` and
+    ``time_algorithm_update`` (seconds per update; on a GPU, the time to launch the work).
 
     Args:
-        steps: number of updates, with samples drawn uniformly with replacement; the last epoch has the rest. Or
-        epochs: number of passes over the data, each in a new order (``shuffle=False``: as many draws with replacement). A pass
-            leaves out samples that do not fill its last batch.
-        steps_per_epoch: updates per epoch; by default 10,000, or with ``epochs`` those of a pass.
+        steps: number of updates, with samples drawn uniformly with replacement; the last epoch may be shorter. Or
+        epochs: number of passes over the data, each in a new order (``shuffle=False``: the same number of draws with replacement). A
+            pass leaves out samples that do not fill its last batch.
+        steps_per_epoch: updates per epoch; by default 10,000, or with ``epochs`` the updates of one pass.
         episodes: train only on these: numbers, a part of ``store.episodes``, or a list of `Episode` with the dataset's fields. Scalers
-            stay as they were fitted at creation.
+            stay as fitted at creation.
         transitions: train only on these: rows, or a part of ``store.episodes.transitions``.
-        callback, epoch_callback: called with (learner, epoch, step) after each update, or each epoch.
-        evaluators: name -> function of (learner, episodes): a number for the first seed, or {seed: number}.
-        eval_episodes: the evaluators' episodes; by default the held-out ones, or all if there are none.
+        callback, epoch_callback: called with (learner, epoch, step) after each update, or after each epoch.
+        evaluators: name -> function of (learner, episodes) that returns a number for the first seed, or {seed: number}.
+        eval_episodes: the evaluators' episodes; by default the held-out ones, or all if none are held out.
         recorder: called with the updates per epoch; returns a function that is called with (epoch, metrics, whether it is the last).
         logger: called with (epoch, step, metrics) after each epoch.
-        show_progress: show a progress bar with the newest losses.
+        show_progress: show a progress bar with the latest losses.
         verbose: print one line per epoch to ``output`` (by default standard error).
 
     Raises:
         InvalidInput: neither or both of steps and epochs; no dataset; unknown episodes.
-        Diverged: every seed has; the learner stands at that step.
+        Diverged: every seed diverged; the learner stays at that step.
     """
     data = learner.data
     if data is None:
@@ -121,10 +121,10 @@ def fitter(
 
 
 def episodes_of(data: TrainingData, episodes: Any) -> EpisodeList:
-    """Episodes by number as a part of the store; None: the held-out ones, or all if none are held out."""
+    """Return episodes by number as a part of the store; None: the held-out ones, or all if none are held out."""
     if isinstance(episodes, EpisodeList):
         if episodes.store is not data.store:
-            raise InvalidInput("these episodes are of another store", hint="pass episode numbers, or open one store for both")
+            raise InvalidInput("these episodes belong to another store", hint="pass numbers of episodes, or open one store for both")
         return episodes
     everything = EpisodeList(data.store, np.arange(len(data.store)))
     if episodes is None:
@@ -137,7 +137,7 @@ def episodes_of(data: TrainingData, episodes: Any) -> EpisodeList:
 
 @dataclass(frozen=True)
 class _Request:
-    """Arguments of `fitter` that say how long to train, and on what."""
+    """Arguments of `fitter` that define the length and the data of training."""
 
     steps: int | None
     epochs: int | None
@@ -147,13 +147,13 @@ class _Request:
     shuffle: bool | None
 
     def length(self) -> tuple[int, bool]:
-        """Updates to do, or passes over the data, and whether they are passes; raises `InvalidInput`."""
+        """Return the number of updates or of passes over the data, and whether they are passes; raise `InvalidInput`."""
         if self.steps is not None and self.epochs is None:
             length, in_passes = self.steps, False
         elif self.epochs is not None and self.steps is None:
             length, in_passes = self.epochs, True
         else:
-            raise InvalidInput("give steps=N or epochs=N: one of them", hint="steps are updates, epochs passes over the data")
+            raise InvalidInput("give either steps=N or epochs=N", hint="steps are updates, epochs are passes over the data")
         self._check()
         return length, in_passes
 
@@ -161,16 +161,16 @@ class _Request:
         for name in ("steps", "epochs", "steps_per_epoch"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-                raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
+                raise InvalidInput(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.episodes is not None and self.transitions is not None:
-            raise InvalidInput("both episodes and transitions were given", hint="choose one of them")
+            raise InvalidInput("episodes and transitions are mutually exclusive", hint="give only one of them")
         if self.shuffle and self.epochs is None:
-            raise InvalidInput("shuffled passes are counted in epochs", hint="pass epochs=N instead of steps")
+            raise InvalidInput("shuffle needs epochs", hint="pass epochs=N instead of steps")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The total number of updates, those per epoch, and the samples; None: the learner's own feeds."""
+    """The total number of updates, the updates per epoch, and the samples (None: the learner's own feeds)."""
 
     total: int
     per_epoch: int
@@ -193,17 +193,17 @@ def _plan(trainer: Trainer, data: TrainingData, request: _Request) -> _Plan:
         selection = Selection(arguments, store) if arguments else None
         return _Plan(length, min(request.steps_per_epoch or 10_000, length), selection)
     in_a_pass = _updates_per_pass(run, data, arguments, store or data.store)
-    # A pass starts at the start of an order, also after earlier training.
+    # A pass starts at the beginning of an order, even after earlier training.
     offset = -(-trainer.step // in_a_pass) * in_a_pass - trainer.step if shuffled else 0
     per_epoch = request.steps_per_epoch or in_a_pass
     return _Plan(length * per_epoch, per_epoch, Selection(arguments, store, offset) if arguments else None)
 
 
 def _store_of(run: Run, data: TrainingData, episodes: Sequence[Episode]) -> EpisodeStore:
-    """A temporary store of episodes that are not in the run's own."""
+    """Create a temporary store of episodes that are not in the run's own store."""
     if run.algorithm.prepare is not None or run.algorithm.next_action == "policy":
         raise InvalidInput(
-            f"{run.algorithm.name} prepares its own dataset before training, and cannot train on other episodes",
+            f"{run.algorithm.name} preprocesses its dataset before training, so it cannot train on other episodes",
             hint="train a new learner on them: offrld.train(...)",
         )
     store = create_temporary(data.store.schema)
@@ -214,7 +214,7 @@ def _store_of(run: Run, data: TrainingData, episodes: Sequence[Episode]) -> Epis
 
 
 def _updates_per_pass(run: Run, data: TrainingData, arguments: Mapping[str, Any], store: EpisodeStore) -> int:
-    """Number of batches in which each transition occurs once."""
+    """Return the number of batches in which each transition occurs once."""
     training = data.training if len(data.training) < len(data.store) else None
     options: dict[str, Any] = {"episodes": training, "batch_size": run.config.batch_size, "seed": 0, **arguments}
     if run.algorithm.batch_kind == "windows":
@@ -252,14 +252,14 @@ def _epoch_metrics(learner: Fitted, evaluators: Mapping[str, Evaluator], episode
         try:
             metrics[name] = {int(s): float(v) for s, v in value.items()} if isinstance(value, Mapping) else {seeds[0]: float(value)}
         except (TypeError, ValueError):
-            raise InvalidInput(f"the evaluator {name!r} gives {value!r:.80}", hint="a number, or {seed: number}") from None
+            raise InvalidInput(f"the evaluator {name!r} returned {value!r:.80}", hint="return a number, or {seed: number}") from None
     for name, seconds in learner.trainer.spent.take().items():
         metrics[name] = dict.fromkeys(seeds, seconds)
     return metrics
 
 
 class _Bar:
-    """A progress bar of rich."""
+    """A rich progress bar."""
 
     def __init__(self, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,8 +1,9 @@
-"""Guards: warnings before the first update for the classic mistakes, and a watch over metrics that turn NaN or run away.
+"""Guards: warnings about classic mistakes before the first update, and a check of metrics that become NaN or diverge.
 
-What counts as running away: a mean of values beyond ten times what the rewards allow, max |r| / (1 - gamma) (the longest episode's length
-where gamma is 1, and one unit of reward per action dimension on top, for entropy), or a loss a million times what it was. That is a warning
-only, because sound runs exceed it now and then; beyond a thousand times, or 1e12 times, the seed ends.
+Metrics diverge if a mean value exceeds ten times what the rewards allow, max |r| / (1 - gamma), or a loss exceeds a million times its first
+value. With gamma = 1, the longest episode's length replaces 1 / (1 - gamma); each action dimension adds one unit of reward, for entropy.
+This gives only a warning, because sound runs exceed the limits now and then; beyond a thousand times (values) or 1e12 times (losses) the
+seed stops.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from offrld.engine.definition.space import Space, is_image
 from offrld.engine.learner.data import spread_rows
 from offrld.preprocess.scalers import Scaler, is_wide
 
-VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in the unit of values
-WARN, STOP = 10.0, 1000.0  # times what rewards allow
-LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (at least 1)
+VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in units of values
+WARN, STOP = 10.0, 1000.0  # multiples of what rewards allow
+LOSS_WARN, LOSS_STOP = 1e6, 1e12  # multiples of a loss's first mean (at least 1)
 HUGE_RETURN = 1e4
 WIDE_OBSERVATION = 1e3
-ENDLESS = 1000  # from this many steps on, a single episode suggests that ends were lost
-ROWS = 100_000  # sampled for ranges
-LOST, COARSE = 16, 1024  # steps of float32 within a deviation; fewer are refused, or get a warning
+ENDLESS = 1000  # a single episode of this many steps or more suggests that ends were lost
+ROWS = 100_000  # rows sampled for ranges
+LOST, COARSE = 16, 1024  # float32 steps within a standard deviation: below LOST an error, below COARSE a warning
 HELP = "try a smaller learning rate, gradient clipping, or a reward or observation scaler"
 
 
 class Diverged(OffrlError):
-    """A loss or a value became NaN or infinite, or ran away; all seeds of the run, or the requested one."""
+    """A loss or a value became NaN or infinite, or diverged, in all seeds of the run or in the requested one."""
 
     code = "diverged"
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A problem of one seed. ``good``: the last step at which its metrics were in order."""
+    """A problem of one seed. ``good``: the last step at which its metrics were sound."""
 
     metric: str
     seed: int
@@ -57,10 +58,10 @@ class Trouble:
 
 
 class Guard:
-    """Watches the metrics of a run's seeds. Its state is part of the checkpoint.
+    """Watch the metrics of a run's seeds. The guard's state is part of the checkpoint.
 
     Attributes:
-        stopped: seed -> why it stopped.
+        stopped: seed -> the problem that stopped it.
         warned: (metric, seed) of past warnings.
     """
 
@@ -73,7 +74,7 @@ class Guard:
         self.warned: set[tuple[str, int]] = set()
 
     def check(self, step: int, means: dict[str, dict[int, float]]) -> tuple[list[Trouble], list[Trouble]]:
-        """New warnings, and the seeds that stop now, from the means of the metrics up to ``step``."""
+        """Return new warnings, and the problems that stop seeds now, from the means of the metrics up to ``step``."""
         warnings, stops = [], []
         for seed in self._seeds:
             if seed in self.stopped:
@@ -92,15 +93,15 @@ class Guard:
         return warnings, stops
 
     def watch(self, step: int, means: dict[str, dict[int, float]], log: Callable[[str], None]) -> None:
-        """`check`, with a line of the log for each warning and stop; raises `Diverged` once no seed is in order."""
+        """Run `check` and log one line per warning and stop; raise `Diverged` once no sound seed is left."""
         warnings, stops = self.check(step, means)
         for trouble in warnings:
             log(f"warning: {trouble}; {HELP}")
         for trouble in stops:
-            log(f"{trouble}: this seed no longer counts")
+            log(f"{trouble}: this seed is no longer used")
         if stops and not self.running:
             worst = stops[0]
-            raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
+            raise Diverged(str(worst), hint=f"it was sound at step {worst.good}; {HELP}")
 
     def stop(self, seed: int, step: int, metric: str, why: str) -> Trouble:
         """Stop a seed for a reason other than a metric."""
@@ -109,12 +110,12 @@ class Guard:
 
     @property
     def running(self) -> list[int]:
-        """The seeds that are in order."""
+        """The seeds that have not stopped."""
         return [seed for seed in self._seeds if seed not in self.stopped]
 
     @property
     def good(self) -> int | None:
-        """The last step at which all seeds were in order; None while they still are."""
+        """The last step at which all seeds were sound; None while they still are."""
         seeds = {seed for _, seed in self.warned} | self.stopped.keys()
         return min((self._good[seed] for seed in seeds), default=None)
 
@@ -135,7 +136,7 @@ class Guard:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        """The whole state, for a checkpoint."""
+        """Return the whole state, for a checkpoint."""
         return {
             "first": {name: {str(seed): value for seed, value in values.items()} for name, values in self._first.items()},
             "good": {str(seed): step for seed, step in self._good.items()},
@@ -144,7 +145,7 @@ class Guard:
         }
 
     def load(self, values: dict[str, Any]) -> None:
-        """Restore the values of an `as_json`."""
+        """Restore the state that `as_json` returned."""
         self._first = {name: {int(seed): value for seed, value in first.items()} for name, first in values["first"].items()}
         self._good = {int(seed): step for seed, step in values["good"].items()}
         troubles = [Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in values["stopped"]]
@@ -153,7 +154,7 @@ class Guard:
 
 
 def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: Scalers) -> float | None:
-    """The largest value that the rewards allow; None for algorithms without values, or without data."""
+    """Return the largest value that the rewards allow; None for algorithms without values, or without data."""
     if store is None or not isinstance(config, ValueConfig):
         return None
     reward = _largest(_scaled(np.asarray(store.column("reward")), scalers))
@@ -165,16 +166,16 @@ def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: 
 
 # --- Before the first update ---
 def mistakes(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
-    """One line, with a remedy, for each classic mistake in data and settings."""
-    finds = (_rewards, _ends, _observations, _actions)
-    return [text for find in finds for text in find(algorithm, config, store, space, scalers, training)]
+    """Return one line, with a remedy, for each classic mistake in data and settings."""
+    checks = (_rewards, _ends, _observations, _actions)
+    return [text for check in checks for text in check(algorithm, config, store, space, scalers, training)]
 
 
 def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
-    """Warnings of numbers that lose digits in float32, in which networks compute.
+    """Return warnings about numbers that lose digits in float32, in which networks compute.
 
     Raises:
-        InvalidInput: what varies in the data is lost altogether: seconds since 1970 without a scaler, which are 128 apart in float32.
+        InvalidInput: the variation of the data is lost altogether, as with unscaled seconds since 1970, which are 128 apart in float32.
     """
     columns = {
         ("observation." + name if isinstance(store.schema.observation, dict) else "observation"): scalers.observation[name]
@@ -194,7 +195,7 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
         digits = np.float32 if scaler is None else np.float64
         rows = rows.reshape(len(rows), -1)
         low, high = rows.min(axis=0), rows.max(axis=0)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinitely far apart
+        with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are infinitely far apart
             spread = np.nan_to_num(_above(rows, low).std(axis=0), nan=np.finfo(np.float64).max)
             step = _apart(np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64))).astype(digits))
         worst = int(np.argmax(np.where(spread > 0, step / np.where(spread > 0, spread, 1.0), 0.0)))
@@ -211,7 +212,7 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
 
 
 def _above(rows: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """``rows - low`` as float64, of whole numbers without a digit lost: differences modulo 2^64 are those of numbers that wrap."""
+    """Return ``rows - low`` as float64; integers lose no digits, because the difference is exact modulo 2^64."""
     if rows.dtype.kind == "f":
         return rows - low
     whole = np.uint64 if rows.dtype.kind == "u" else np.int64
@@ -219,7 +220,7 @@ def _above(rows: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def _apart(values: np.ndarray) -> np.ndarray:
-    """From each value to the next of its dtype; infinity of what is infinite there."""
+    """Return the distance from each value to the next one of its dtype; infinity for infinite values."""
     return np.where(np.isfinite(values), np.spacing(values), np.inf).astype(np.float64)
 
 
@@ -273,11 +274,11 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
         yield "actions are vectors of whole numbers: they are learned as numbers, and the policy rounds to the nearest ones"
     elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
         yield (
-            f"every action is one 1 among {raw.shape[1]} numbers: a choice looks so, but a policy would give values in between; "
+            f"every action is one 1 among {raw.shape[1]} numbers, like a discrete choice, but a policy would output values in between; "
             f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
         )
     elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, np.stack(space.bounds)).all():
-        yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
+        yield "all actions are whole numbers stored as floats: if the environment takes discrete choices, import them as a discrete action"
     rows = raw.astype(np.float64)
     scaled = torch.from_numpy(rows) if scalers.action is None else _applied(scalers.action, rows)
     outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
@@ -288,7 +289,7 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
 
 # --- Shared ---
 def _sample(store: EpisodeStore, training: np.ndarray, column: str) -> np.ndarray:
-    """Some rows of a column, spread over the training episodes' transitions."""
+    """Return some rows of a column, spread over the training episodes' transitions."""
     return np.asarray(store.column(column)[spread_rows(store, training, ROWS)])
 
 
@@ -299,7 +300,7 @@ def _scaled(rewards: np.ndarray, scalers: Scalers) -> np.ndarray:
 
 
 def _applied(scaler: Scaler, values: np.ndarray) -> torch.Tensor:
-    """The scaled values, on the CPU; computed in the scaler's own dtype, on its device."""
+    """Return the scaled values on the CPU; they are computed in the scaler's dtype and on its device."""
     like = next(iter(scaler.tensors().values()), torch.zeros((), dtype=torch.float64))
     return scaler(torch.from_numpy(values).to(like)).cpu()
 

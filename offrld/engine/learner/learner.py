@@ -1,4 +1,4 @@
-"""The learner: one object that trains, acts, saves and loads. It holds the parts and hands each call to the one that does it."""
+"""The learner: one object that trains, acts, saves and loads. It holds the parts and delegates each call to one of them."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from offrld.engine.updates.graph import Capture
 from offrld.engine.updates.means import Spent
 from offrld.engine.updates.train_state import TrainState
 
-FIXED = ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack")  # settings that scalers and networks were built with
+FIXED = ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack")  # settings that scalers and networks depend on
 
 
 class Learner:
-    """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`.
+    """Train ``S`` seeds of one algorithm on one store. Create it with `Learner.create`.
 
     Attributes:
-        trainer: does the updates; `reconfigure` replaces it.
-        actor: acts with the present parameters.
-        data: the dataset; None for a learner that only acts and takes batches of the caller.
+        trainer: performs the updates; `reconfigure` replaces it.
+        actor: acts with the current parameters.
+        data: the dataset; None for a learner that only acts and trains on the caller's batches.
         dataset: the training episodes as `Algorithm.prepare` sees them; absent without data.
-        inputs: other runs that this one takes something from.
-        guard: watches metrics that run away.
+        inputs: the other runs whose results this one uses.
+        guard: watches for metrics that diverge.
     """
 
     dataset: Dataset  # only with data
@@ -64,7 +64,7 @@ class Learner:
         self.data, self.inputs = data, inputs
         self._execution, self._log = execution, log
         self._provenance: dict[str, Any] = {}
-        self._returns: Returns | None = None  # of the training episodes, once a policy reads them
+        self._returns: Returns | None = None  # returns of the training episodes, once a policy needs them
         if data is not None:
             self._provenance = {"snapshot": str(data.store.snapshot()), "held_out": len(data.holdout)}
             self.dataset = Dataset(data.store, run.space, run.scalers, data.training, run.dtype, run.device, inputs)
@@ -78,13 +78,13 @@ class Learner:
         """Continue with other settings (dotted names): learning rates, weights, intervals, the batch size.
 
         Raises:
-            Unknown, InvalidInput: an unknown setting, or one that changes networks, scalers or what the optimisers keep; the learner is
+            Unknown, InvalidInput: an unknown setting, or one that changes networks, scalers or the optimizers' state; the learner is
                 unchanged.
         """
         before, config = self.trainer, settings.build(self.config, values)
         for name in FIXED:
             if getattr(config, name, None) != getattr(self.config, name, None):
-                raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
+                raise InvalidInput(f"{name} cannot change during training", hint="create a new learner, and start it from this one")
         run = before.run.with_config(config)
         dataset = None if self.data is None else self.dataset
         self._use(ready_trainer(run, self.data, dataset, self._execution, self._log, before))
@@ -92,52 +92,52 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
-        """Do ``updates`` updates; raises `InvalidInput` without a dataset."""
+        """Perform ``updates`` updates; raise `InvalidInput` without a dataset."""
         hook = self.algorithm.between
         self.trainer.train(updates, None if hook is None else partial(hook, self))
 
     def update(self, batch: Any) -> Metrics:
-        """One update of all seeds on a batch of your own; its losses' metrics: name -> seed -> value.
+        """Update all seeds once on a batch of your own; return the losses' metrics, name -> seed -> value.
 
         The step counter grows by one, and `metrics` includes the update. Reading the metrics waits for the device.
 
         Args:
-            batch: from a store's sampler (``store.transitions(...).sample()``, ``.windows``, ``.prioritized``; rewards and observations in
-                the dataset's units), of any size, for all seeds alike; a ``weight`` says how much each transition counts. Or, for a
-                single seed, an engine's `Batch`.
+            batch: a batch of any size for all seeds, from a store's sampler (``store.transitions(...).sample()``, ``.windows``,
+                ``.prioritized``; rewards and observations in the dataset's units); a ``weight`` weights each transition. Or, for a
+                single seed, the engine's `Batch`.
 
         Raises:
-            InvalidInput: the batch lacks what the algorithm reads, or has other shapes.
+            InvalidInput: the batch lacks a field that the algorithm needs, or a shape is wrong.
         """
         return self.trainer.update(batch)
 
     def take(self, batch: Any) -> None:
-        """As `update`, without reading the metrics: nothing waits for the device. `metrics` has their means."""
+        """Update as `update` does, but without reading the metrics or waiting for the device. `metrics` returns their means."""
         self.trainer.take(batch)
         self.trainer.spent.updates += 1
 
     def fit(self, steps: int | None = None, **options: Any) -> list[tuple[int, Metrics]]:
-        """Train; every epoch's (number, metrics). For arguments and errors see `fitter`."""
+        """Train; return every epoch's (number, metrics). For arguments and errors see `fitter`."""
         return list(self.fitter(steps, **options))
 
     def guarded(self, metrics: Metrics) -> None:
-        """Check metrics as a job's worker does: warn of values that run away; raise `Diverged` if no seed is left in order."""
+        """Check metrics as a job's worker does: warn about values that diverge; raise `Diverged` if no sound seed is left."""
         self.guard.watch(self.step, metrics, self._log)
 
     def validate(self) -> Metrics:
-        """The losses' metrics on the held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
+        """Return the losses' metrics on the held-out episodes, as ``validation_NAME``; {} without any. Every call uses the same batches."""
         return {} if self.data is None else validate(self.trainer, self.data)
 
     def metrics(self) -> Metrics:
-        """Means of the losses' metrics since the last call: name -> {seed -> value}."""
+        """Return the means of the losses' metrics since the last call: name -> {seed -> value}."""
         return self.trainer.means.take()
 
     def latest(self) -> Metrics:
-        """As `metrics`, without starting the means over."""
+        """Return the same as `metrics`, without resetting the means."""
         return self.trainer.means.peek()
 
     def broken(self) -> dict[int, str]:
-        """The seeds with a parameter or target that is not a finite number, and the first network that has one."""
+        """Return the seeds that have a non-finite parameter or target, each with the first network that has one."""
         return self.trainer.broken()
 
     def use_chunks(self, capture: Capture, length: int | None = None) -> None:
@@ -146,36 +146,36 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------------------- acting
     def predict(self, observations: Any, *, seed: int | None = None) -> np.ndarray:
-        """Greedy actions; see `Actor.predict`."""
+        """Return greedy actions; see `Actor.predict`."""
         return self.actor.predict(observations, seed=seed)
 
     def sample(self, observations: Any, *, seed: int | None = None, step: int = 0) -> np.ndarray:
-        """Actions drawn from the policy; see `Actor.sample`."""
+        """Draw actions from the policy; see `Actor.sample`."""
         return self.actor.sample(observations, seed=seed, step=step)
 
     def play(self, observations: Any, *, step: int, seed: int | None = None) -> Played:
-        """Actions drawn to learn from; see `Actor.play`."""
+        """Draw actions to learn from; see `Actor.play`."""
         return self.actor.play(observations, step=step, seed=seed)
 
     def rollout(self, observations: Any, **arrays: np.ndarray) -> Rollout:
-        """A batch of rows that were played, for the present update; see `Actor.rollout`."""
+        """Build the current update's batch from steps of a rollout; see `Actor.rollout`."""
         return self.actor.rollout(observations, self.step, **arrays)
 
     def predict_value(
         self, observations: Any, actions: Any, with_std: bool = False, *, seed: int | None = None
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Values of actions; see `Actor.predict_value`."""
+        """Return the values of actions; see `Actor.predict_value`."""
         return self.actor.predict_value(observations, actions, with_std, seed=seed)
 
     def policy(self, seed: int | None = None) -> PolicyModule:
-        """The greedy policy of a trained seed, or the one that is evaluated, as a module; see `Actor.policy`."""
+        """Return the greedy policy of a trained seed, or the evaluated policy, as a module; see `Actor.policy`."""
         if "policy" in self.inputs:
             return self.inputs["policy"].policy()
         return self.actor.policy(seed, lambda: self.returns)
 
     @property
     def returns(self) -> Returns:
-        """Returns of the training episodes, a sequence model's default targets; raises `InvalidInput` without a dataset."""
+        """Returns of the training episodes, a sequence model's default targets. Raises `InvalidInput` without a dataset."""
         if self._returns is None:
             if self.data is None:
                 raise InvalidInput("a sequence model's default return comes from its dataset", hint="load it with its store")
@@ -184,51 +184,53 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------ other runs
     def loaded(self, seed: int | None = None) -> Loaded:
-        """A copy of a trained seed without the learner, as another run takes it (`inputs`, `start`)."""
+        """Return a copy of a trained seed without the learner, for use by another run (`inputs`, `start`)."""
         return Loaded.of_trainer(self.trainer, seed)
 
     def copy_policy_from(self, other: Trained | Loaded) -> None:
-        """Copy the policy's networks, with their target copies, from a learner or a loaded seed.
+        """Copy the policy's networks and their target networks from a learner or a loaded seed.
 
-        A learner gives each seed its own if it trained the same one, and its first otherwise; a loaded seed goes to all.
+        From a learner, each seed takes the same seed if the learner trained it, and the learner's first otherwise. All seeds take a loaded
+        seed.
 
         Raises:
-            InvalidInput: a network is missing there or has other shapes; nothing changes.
+            InvalidInput: the other run lacks a network or has other shapes; nothing changes.
         """
         copy_into(self.trainer, other, "policy", self._log, moments=False)
 
     def copy_policy_optim_from(self, other: Trained | Loaded) -> None:
-        """Copy the state of the optimisers that move the policy's networks; see `copy_policy_from`."""
+        """Copy the state of the optimizers of the policy's networks; see `copy_policy_from`."""
         copy_into(self.trainer, other, "policy", self._log, networks=False)
 
     def copy_q_function_from(self, other: Trained | Loaded) -> None:
-        """Copy critic, q and value networks, with their target copies; see `copy_policy_from`."""
+        """Copy critic, q and value networks and their target networks; see `copy_policy_from`."""
         copy_into(self.trainer, other, "critics", self._log, moments=False)
 
     def copy_q_function_optim_from(self, other: Trained | Loaded) -> None:
-        """Copy the state of the optimisers that move critic, q and value networks; see `copy_policy_from`."""
+        """Copy the state of the optimizers of critic, q and value networks; see `copy_policy_from`."""
         copy_into(self.trainer, other, "critics", self._log, networks=False)
 
     def start_from(self, start: Trained | Loaded | Iterable[Loaded], part: Part = "all", *, fresh_optimizer: bool = False) -> None:
-        """Copy parameters, targets and (unless ``fresh_optimizer``) optimisers' state; optimisers without a match start from zero.
+        """Copy parameters, targets and (unless ``fresh_optimizer``) optimizers' state; optimizers without a match start from zero.
 
         Args:
-            start: one loaded seed for all, or several, of which each seed takes its own, or else the first.
+            start: one loaded seed for all, or several, of which each seed takes the same seed or else the first.
 
         Raises:
-            InvalidInput: a network is missing there or has other shapes; nothing changes.
+            InvalidInput: the other run lacks a network or has other shapes; nothing changes.
         """
         copy_into(self.trainer, start, part, self._log, moments=not fresh_optimizer, strict=False)
 
     def reset_optimizer_states(self) -> None:
-        """Set moments and counts of every optimiser to zero. Parameters stay."""
+        """Set moments and counts of every optimizer to zero; parameters stay."""
         reset_optimizers(self.trainer)
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
     def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on.
+        """Write a checkpoint atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on.
 
-        more: JSON of the caller's own, kept beside it under its own names.
+        Args:
+            more: further JSON entries of the caller's.
         """
         run = self.trainer.run
         returns = {"returns": dataclasses.asdict(self.returns)} if run.batch_type is Windows else {}
@@ -236,25 +238,25 @@ class Learner:
         saving.save(path, self.trainer, {**(more or {}), "guard": self.guard.as_json(), **description})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Continue from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.
+        """Continue from a checkpoint of the same algorithm, config, snapshot and seeds; otherwise raise `OffrlError` and change nothing.
 
-        A learner without data takes a checkpoint of any snapshot.
+        A learner without data accepts a checkpoint of any snapshot.
         """
         description = saving.restore(path, self.trainer, None if self.data is None else self._provenance)
         self.guard.load(description["guard"])
         self._execution.restore_linear(self.trainer, description.get("linear", "torch"), self._log)
-        if self.data is None:  # a copy of it can still go on with its data
+        if self.data is None:  # so that a checkpoint written from here can still continue with its dataset
             self._provenance = {name: description[name] for name in ("snapshot", "held_out") if name in description}
             self._returns = Returns(**description["returns"]) if "returns" in description else None
 
     def describe_run(self) -> dict[str, Any]:
-        """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
+        """Return what this run depends on besides config and data: runner, device, threads, dtype and versions."""
         return saving.describe(self.trainer, "none" if self.data is None else self.data.sources.feed)
 
     # ----------------------------------------------------------------------------------------------------------- attributes
     @property
     def step(self) -> int:
-        """Number of updates done. It can be set; checkpoints keep it."""
+        """Number of completed updates. It can be set; checkpoints store it."""
         return self.trainer.step
 
     @step.setter
@@ -280,7 +282,7 @@ class Learner:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One training run each."""
+        """The seeds, each an independent training run."""
         return self.trainer.run.seeds
 
     @property
@@ -305,7 +307,7 @@ class Learner:
 
     @property
     def holdout(self) -> np.ndarray:
-        """Numbers of the episodes that are not trained on."""
+        """Numbers of the held-out episodes."""
         return np.empty(0, np.int64) if self.data is None else self.data.holdout
 
     @holdout.setter
@@ -315,12 +317,12 @@ class Learner:
 
     @property
     def snapshot(self) -> str | None:
-        """Of the dataset that it was trained on; None without one."""
+        """Snapshot of the dataset that the learner was trained on; None without one."""
         return self._provenance.get("snapshot")
 
     @property
     def spent(self) -> Spent:
-        """Seconds that updates took."""
+        """Time spent on updates, in seconds."""
         return self.trainer.spent
 
     @property

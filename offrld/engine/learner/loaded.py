@@ -1,7 +1,7 @@
-"""A trained seed without its learner: algorithm, config, networks, parameters and scalers, read from a checkpoint's own description.
+"""A trained seed without its learner: algorithm, config, networks, parameters and scalers, read from a self-describing checkpoint.
 
-It serves whatever continues a finished run: the evaluation of a policy (FQE), a model that makes data (MOPO, COMBO), parameters that
-another run starts from, and actors.
+Everything that continues a finished run uses it: the evaluation of a policy (FQE), a model that generates data (MOPO, COMBO), a run that
+starts from another's parameters, and actors.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from offrld.engine.updates import checkpoint
 from offrld.nets import Params
 
 Find = Callable[[str], Algorithm]
-POLICY = "policy"  # in `Algorithm.inputs`: any algorithm that learns to act
+POLICY = "policy"  # in `Algorithm.inputs`: any algorithm that learns a policy
 
 
 class Trained(Protocol):
-    """Whatever can give its seeds as `Loaded`: a learner."""
+    """A learner, or anything else that returns its seeds as `Loaded`."""
 
     seeds: tuple[int, ...]
 
@@ -44,8 +44,8 @@ class Loaded:
     """One trained seed.
 
     Attributes:
-        algorithm, config, space: of the run.
-        seed, step: one of its seeds, after this many updates.
+        algorithm, config, space: those of the run.
+        seed, step: the seed, and the number of its updates.
         nets: the networks by name.
         tensors: the seed's part of the training state, under the names of a checkpoint: ``params/NAME``, ``target/NAME``,
             ``memory/NAME``, ``optimizer/STAGE.STEP/PART/NAME`` and ``.../count``.
@@ -65,27 +65,27 @@ class Loaded:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], find: Find, seed: int | None = None) -> Loaded:
-        """One seed of a checkpoint, on the CPU.
+        """Read one seed of a checkpoint, on the CPU.
 
         Args:
             path: a checkpoint file, or a job's run folder, whose newest checkpoint is read.
-            find: returns the algorithm of a name: `offrld.algos.get`.
-            seed: a trained one; by default the first.
+            find: returns the algorithm of a name, such as `offrld.algos.get`.
+            seed: a trained seed; by default the first.
 
         Raises:
             InvalidInput: there is no checkpoint.
-            CheckpointCorrupt: it is damaged.
-            Unknown: its algorithm, or a package that it used, is not installed here; or the seed was not trained.
+            CheckpointCorrupt: the checkpoint is damaged.
+            Unknown: its algorithm, or a package that it used, is not installed; or the seed was not trained.
         """
         return choose(cls.read_all(path, find), seed)
 
     @classmethod
     def read_all(cls, path: str | os.PathLike[str], find: Find) -> list[Loaded]:
-        """All seeds of a checkpoint, in the order in which they were trained; for arguments and errors see `read`."""
+        """Read all seeds of a checkpoint, in the order of training; for arguments and errors see `read`."""
         file = newest(path)
         tensors, description = checkpoint.read(file)
         if missing := [key for key in ("algorithm", "config", "space", "seeds", "step") if key not in description]:
-            raise checkpoint.CheckpointCorrupt(f"checkpoint {file} does not say its {missing[0]}", hint="use another one")
+            raise checkpoint.CheckpointCorrupt(f"checkpoint {file} lacks the entry {missing[0]!r}", hint="use another checkpoint")
         algorithm = find(description["algorithm"])
         if algorithm.name != description["algorithm"]:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {description['algorithm']!r}, not {algorithm.name!r}")
@@ -100,12 +100,12 @@ class Loaded:
 
     @classmethod
     def of(cls, learner: Trained, seed: int | None = None) -> Loaded:
-        """A copy of a learner's seed as it is now, on the CPU; raises `Unknown` for a seed that was not trained."""
+        """Copy the current state of a learner's seed to the CPU; raise `Unknown` for a seed that was not trained."""
         return learner.loaded(seed)
 
     @classmethod
     def of_trainer(cls, trainer: Trainer, seed: int | None = None) -> Loaded:
-        """A copy of a seed as it is now, on the CPU; raises `Unknown` for a seed that was not trained."""
+        """Copy the current state of a seed to the CPU; raise `Unknown` for a seed that was not trained."""
         run = trainer.run
         if seed is not None and seed not in run.seeds:
             raise _no_seed(run.algorithm.name, seed, run.seeds)
@@ -119,27 +119,27 @@ class Loaded:
 
     @property
     def params(self) -> Params:
-        """The parameters of all networks, by the names that they give them."""
+        """The parameters of all networks by name."""
         return _below("params/", self.tensors)
 
     @property
     def target(self) -> Params:
-        """The target copies."""
+        """The parameters of the target networks by name."""
         return _below("target/", self.tensors)
 
     @cached_property
     def actor(self) -> Actor:
-        """Acts with these parameters, on the CPU."""
+        """An actor with these parameters, on the CPU."""
         return actor_of([self])
 
     def policy(self) -> PolicyModule:
-        """The greedy policy as a module, float32 on the CPU: environment's units in and out."""
+        """Return the greedy policy as a module, float32 on the CPU, with inputs and outputs in the environment's units."""
         params = {name: tensor.to(torch.float32).clone() for name, tensor in self.params.items()}
         return PolicyModule(self.algorithm, self.config, self.nets, params, self.space, self.scalers)
 
 
 def actor_of(trained: Sequence[Loaded]) -> Actor:
-    """An actor of several seeds of one run, on the CPU, in the dtype in which they were trained."""
+    """Return an actor of several seeds of one run, on the CPU, in the dtype of their training."""
     first = trained[0]
     params = {name: torch.stack([one.params[name] for one in trained]) for name in first.params}
     dtype, device = next(iter(params.values())).dtype, torch.device("cpu")
@@ -148,43 +148,45 @@ def actor_of(trained: Sequence[Loaded]) -> Actor:
 
 
 def newest(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint file of ``path``: itself, or the newest one of a run folder. Raises `InvalidInput` if there is none."""
+    """Return the checkpoint file of ``path``: the file itself, or the newest one of a run folder. Raise `InvalidInput` if none exists."""
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
-            raise InvalidInput(f"there is no checkpoint {os.fspath(path)!r}", hint="`offrl fetch JOB --kind checkpoint` brings one")
+            raise InvalidInput(f"there is no checkpoint {os.fspath(path)!r}", hint="`offrl fetch JOB --kind checkpoint` downloads one")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = sorted(folder.glob("*.safetensors"))  # their names are steps with leading zeros
+    files = sorted(folder.glob("*.safetensors"))  # their names are zero-padded steps
     if not files:
-        raise InvalidInput(f"there is no checkpoint in {os.fspath(path)!r}", hint="they are made about once a minute, and at the end")
+        raise InvalidInput(
+            f"there is no checkpoint in {os.fspath(path)!r}", hint="a job writes one about once a minute, and one at its end"
+        )
     return files[-1]
 
 
 def choose(trained: list[Loaded], seed: int | None) -> Loaded:
-    """Return the run of this seed, or the first for None; raises `Unknown`."""
+    """Return the run of this seed, or the first for None; raise `Unknown` if there is none."""
     if seed is None:
         return trained[0]
-    for one in trained:
-        if one.seed == seed:
-            return one
-    raise _no_seed(trained[0].origin, seed, [one.seed for one in trained])
+    for loaded in trained:
+        if loaded.seed == seed:
+            return loaded
+    raise _no_seed(trained[0].origin, seed, [loaded.seed for loaded in trained])
 
 
 def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mapping[str, Loaded | Trained]) -> dict[str, Loaded]:
-    """The other runs that the settings in ``algorithm.inputs`` name, checked. Settings that are None, without a source, are left out.
+    """Check and return the other runs that the settings in ``algorithm.inputs`` name; omit settings that are None.
 
     Args:
         sources: setting -> the other run.
 
     Raises:
         Unknown: the algorithm has no such input.
-        InvalidInput: a source is of the wrong algorithm, or was trained for other observations or actions; or an evaluation has no policy.
+        InvalidInput: a source has the wrong algorithm or other observations or actions; or an evaluation has no policy.
     """
     for name in sources:
         if name not in algorithm.inputs:
-            hint = f"it takes {', '.join(algorithm.inputs)}" if algorithm.inputs else "it takes none"
-            raise Unknown(f"{algorithm.name} takes no input {name!r}", hint=hint)
+            hint = f"its inputs: {', '.join(algorithm.inputs)}" if algorithm.inputs else "it has no inputs"
+            raise Unknown(f"{algorithm.name} has no input {name!r}", hint=hint)
     inputs = {}
     for name, wanted in algorithm.inputs.items():
         if name not in sources:
@@ -200,20 +202,20 @@ def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mappin
 
 
 def seeds_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
-    """As `loaded_of`; raises `InvalidInput` if there is not one seed."""
+    """Return the result of `loaded_of`; raise `InvalidInput` if it has no seed."""
     if not (loaded := loaded_of(source)):
-        raise InvalidInput("the other run has no seed", hint="pass a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput("the other run has no seed", hint="pass a learner, or the result of offrld.Loaded.read")
     return loaded
 
 
 def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
-    """Another run as its seeds, whether it is loaded or a learner."""
+    """Return the seeds of another run, which may be loaded or a learner."""
     if isinstance(source, Loaded):
         return [source]
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return [loaded for part in source for loaded in loaded_of(part)]
     if isinstance(source, Mapping) or not hasattr(source, "loaded"):
-        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="pass a learner, or what offrld.Loaded.read returns")
+        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="pass a learner, or the result of offrld.Loaded.read")
     return [source.loaded(seed) for seed in source.seeds]
 
 
@@ -238,9 +240,9 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_seed(state: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
-    """One seed's part of `TrainState.tensors`; the count of an optimiser's moves is one number for all seeds."""
+    """Return one seed's part of `TrainState.tensors`; an optimizer's step count is one number for all seeds."""
     return {name: tensor if name.endswith("/count") and tensor.dim() == 0 else tensor[position] for name, tensor in state.items()}
 
 
 def _no_seed(where: str, seed: int, trained: Any) -> Unknown:
-    return Unknown(f"{where}: seed {seed} was not trained", hint=f"trained: {', '.join(map(str, trained))}")
+    return Unknown(f"{where}: seed {seed} was not trained", hint=f"trained seeds: {', '.join(map(str, trained))}")

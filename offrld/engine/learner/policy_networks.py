@@ -1,4 +1,4 @@
-"""The policy as a module: every scaler inside, the environment's own units in and out. What is exported is exactly this."""
+"""The policy as a module that contains every scaler, with inputs and outputs in the environment's units. It is what export exports."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from offrld.engine.definition.space import Space
 from offrld.nets import Params
 from offrld.preprocess.scalers import Scaler, is_wide
 
-# Names of the graph's inputs and outputs beside the observation, and `self`, which is not a keyword argument.
+# Names of the graph's other inputs and outputs, and `self`, which cannot be a keyword argument.
 OWN_NAMES = (ACTION, "scores", REWARD, TARGET_RETURN, "self")
-OWN_PREFIXES = (CONTEXT, NEXT, "policy.")  # the last: of the graph's constants
+OWN_PREFIXES = (CONTEXT, NEXT, "policy.")  # "policy." starts the names of the graph's constants
 
 
 class PolicyModule(nn.Module):
-    """``forward(observation) -> action``: observation ``[B, ...]`` in the dataset's dtype, or a mapping of such by field (also as keyword
-    arguments); action ``[B, A]`` float32 within the bounds, or ``[B]`` int64.
+    """``forward(observation) -> action``.
+
+    The observation is ``[B, ...]`` in the dataset's dtype, or several fields as a mapping or as keyword arguments. The action is float32
+    ``[B, A]`` within the bounds, or int64 ``[B]``.
 
     Attributes:
         input_names: field -> name of its input in an exported graph.
@@ -54,8 +56,11 @@ class PolicyModule(nn.Module):
         self.eval()
 
     def _hold(self, name: str, value: Tensor) -> None:
-        """A buffer for a tensor of any name. Networks and scalers are called after the dataset's fields, and buffers cannot be called all
-        that fields are: ``observation.state``, ``training``."""
+        """Register a buffer for a tensor of any name.
+
+        Names of networks and scalers contain field names of the dataset, and not all of those are valid names of buffers:
+        ``observation.state``, ``training``.
+        """
         buffer = re.sub(r"\W", "_", name, flags=re.ASCII)
         while hasattr(self, buffer):
             buffer += "_"
@@ -75,58 +80,60 @@ class PolicyModule(nn.Module):
         return scaler and scaler.with_tensors({part: self._held(f"scaler.{name}.{part}") for part in scaler.tensors()})
 
     def scalers(self) -> Scalers:
-        """The scalers of observations and actions, made of this module's buffers."""
+        """Return the scalers of observations and actions, built from this module's buffers."""
         return Scalers({name: self._scaler(f"observation.{name}") for name in self._fields}, self._scaler(ACTION), None)
 
     def network_parameters(self) -> Params:
-        """The parameters by the names that networks give them."""
+        """Return the networks' parameters by name."""
         return {name: self._held(f"param.{name}") for name in self._names}
 
     def scores(self, observation: Any = None, /, **fields: Tensor) -> Tensor:
-        """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
+        """Return what the greedy choice depends on: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         return self._algorithm.act(self.network_parameters(), self._config, self._nets, self._seen(observation, fields))
 
     def candidates(self, observation: Any = None, /, **fields: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What a policy that takes the best of several chooses from: actions ``[K, B, A]`` in the environment's units and their scores
-        ``[K, B]``; None of other policies."""
+        """Return the candidates of a policy that takes the best of several; None for other policies.
+
+        The actions ``[K, B, A]`` are in the environment's units; their scores are ``[K, B]``.
+        """
         if self._algorithm.candidates is None:
             return None
         actions, scores = self._algorithm.candidates(self.network_parameters(), self._config, self._nets, self._seen(observation, fields))
         return self.chosen(actions), scores
 
     def _seen(self, observation: Any, fields: Mapping[str, Tensor]) -> Any:
-        """Observations as networks take them."""
+        """Convert observations to the networks' inputs."""
         named = fields if observation is None else observation
         if not isinstance(named, Mapping):
             named = {self._fields[0]: named}
-        # By the names of fields, or of an exported graph's inputs: no input is called like another field.
+        # Keys are names of fields or of an exported graph's inputs; no input has the name of another field.
         by_field = {field: named[field] if field in named else named[name] for field, name in self.input_names.items()}
         return view_observation(by_field, self.scalers(), torch.float32, self._held(f"param.{self._names[0]}").device)
 
     def in_units(self, scores: Tensor) -> Tensor:
-        """The continuous action in the environment's units, within the bounds, that `scores` mean; not yet a whole number."""
+        """Convert `scores` to the continuous action in the environment's units, within the bounds, before any rounding."""
         scaler = self._scaler(ACTION)
         action = scores if scaler is None else scaler.reverse(scores)
         return torch.minimum(torch.maximum(action, self.low), self.high)  # [B, A]
 
     def unrounded(self, observation: Any = None, /, **fields: Tensor) -> Tensor:
-        """The continuous action in the environment's units before it becomes whole numbers."""
+        """Return the continuous action in the environment's units, before any rounding."""
         return self.in_units(self.scores(observation, **fields))
 
     def chosen(self, scores: Tensor) -> Tensor:
-        """The action in the environment's units that `scores` mean."""
+        """Convert `scores` to the action in the environment's units."""
         if self.space.discrete:
             return scores.argmax(dim=-1)  # [B]
         action = self.in_units(scores)
         return torch.round(action) if self.space.whole else action
 
     def forward(self, observation: Any = None, /, **fields: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The action; a policy that remembers earlier steps returns its next context too."""
+        """Return the action; a policy that remembers earlier steps also returns its next context."""
         return self.chosen(self.scores(observation, **fields))
 
 
 def input_names(fields: Iterable[str]) -> dict[str, str]:
-    """Field -> name of its input in an exported graph: its own, or ``observation.NAME`` if the graph uses that name."""
+    """Return field -> name of its input in an exported graph: the field's own, or ``observation.NAME`` if that one is reserved."""
     fields = list(fields)
     names: dict[str, str] = {}
     for field in fields:

@@ -1,6 +1,6 @@
 """How updates run on this machine: eager or compiled losses, single updates or CUDA graphs, torch's or oneDNN's products.
 
-A faster way is used only if it reproduces the results of the ordinary one; if it does not, one line of the log says why.
+A faster method is used only if it reproduces the results of the ordinary one; if it does not, one log line gives the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Execution:
     Attributes:
         runner: ``eager``, ``compile``, ``graph`` or ``auto``.
         linear: ``torch``, ``onednn`` or ``auto``.
-        cache_dir: folder that keeps the choice of ``linear="auto"`` between runs.
+        cache_dir: folder that stores the choice of ``linear="auto"`` between runs.
     """
 
     runner: str = "auto"
@@ -44,10 +44,10 @@ class Execution:
     cache_dir: str | os.PathLike[str] | None = None
 
     def prepare(self, trainer: Trainer, log: Log) -> None:
-        """Choose the trainer's runner and its linear product; the training state does not move.
+        """Choose the trainer's runner and its linear product; leave the training state unchanged.
 
         Raises:
-            InvalidInput: a graph without a CUDA device, or an unknown product.
+            InvalidInput: the runner is ``graph`` without a CUDA device, or the product is unknown.
         """
         choose_runner(trainer, self.runner, log)
         run = trainer.run
@@ -57,7 +57,7 @@ class Execution:
         log(f"linear layers: by {trainer.linear}, {why}")
 
     def restore_linear(self, trainer: Trainer, before: str, log: Log) -> None:
-        """Multiply as the run of a checkpoint did, for the same bits, unless the user chose otherwise or this machine cannot."""
+        """Use the linear product of a checkpoint's run, for the same bits, unless the user chose another or this machine lacks it."""
         if before == trainer.linear or self.linear != "auto":
             return
         if before == "onednn" and not (onednn.present() and _plain(trainer) and trainer.run.device.type == "cpu"):
@@ -70,14 +70,14 @@ class Execution:
 def ready_trainer(
     run: Run, data: TrainingData | None, dataset: Dataset | None, execution: Execution, log: Log, before: Trainer | None = None
 ) -> Trainer:
-    """A trainer of a run, with its data prepared and its runner chosen.
+    """Create a trainer of a run, prepare its data and choose its runner.
 
     Args:
         dataset: the training episodes for `Algorithm.prepare`.
-        before: the trainer with other settings that this one continues; it stays as it is.
+        before: a trainer with other settings, which the new one continues; it is not modified.
 
     Raises:
-        InvalidInput: the settings of ``before`` and of the run differ in more than can change during training.
+        InvalidInput: the settings of ``before`` and of the run differ in one that cannot change during training.
     """
     prepared, feeds = {}, NO_FEEDS
     if dataset is not None and run.algorithm.prepare is not None:
@@ -86,13 +86,13 @@ def ready_trainer(
     if before is not None and not state.fits(before.state.tensors()):
         old, new = settings.as_flat(before.run.config), settings.as_flat(run.config)
         changed = ", ".join(name for name in new if new[name] != old.get(name))
-        raise InvalidInput(f"{changed} changes what is trained", hint="make a new learner, and start it from this one")
+        raise InvalidInput(f"{changed} changes what is trained", hint="create a new learner, and start it from this one")
     if data is not None:
         feeds = data.open(run)
     trainer = Trainer(run, state, feeds)
     try:
         if before is not None:
-            trainer.step = before.step  # the runner is chosen by the updates that follow
+            trainer.step = before.step  # so that the next updates decide the choice of the runner
         execution.prepare(trainer, log)
         if before is not None:
             trainer.take_over(before)
@@ -105,7 +105,7 @@ def ready_trainer(
 
 
 def _plain(trainer: Trainer) -> bool:
-    """Whether losses run in eager code, seed by seed."""
+    """Return whether losses run in eager code, seed by seed."""
     return trainer.runner == "eager" and not trainer.run.stacked
 
 
@@ -113,7 +113,7 @@ def choose_runner(trainer: Trainer, runner: str, log: Log) -> None:
     """Set the trainer's runner to the best one that agrees with eager losses and single updates."""
     cuda = trainer.run.device.type == "cuda"
     if runner not in RUNNERS:
-        raise InvalidInput(f"runner {runner!r} is unknown", hint=f"use {', '.join(RUNNERS)}")
+        raise InvalidInput(f"unknown runner {runner!r}", hint=f"use one of {', '.join(RUNNERS)}")
     if runner == "graph" and not cuda:
         raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {trainer.run.device}", hint="use the runner auto")
     tries = runner in ("auto", "graph") and cuda
@@ -128,14 +128,14 @@ def choose_runner(trainer: Trainer, runner: str, log: Log) -> None:
 
 
 def _compiled_agrees(trainer: Trainer, log: Log) -> bool:
-    """Whether the compiled gradients of the first batch equal the eager ones; nothing moves."""
+    """Return whether the compiled gradients of the first batch equal the eager ones; change nothing."""
     eager, compiled = trainer.gradients(False), trainer.updater.gradients
     batch, view = trainer.batches(0)[0], trainer.state.views[0]
     for step, key in _losses(trainer.run):
         arguments = (view.leaves[key], view.state, batch)
         try:
             same = agree(eager[key](*arguments).gradients, compiled[key](*arguments).gradients)
-        except Exception as error:  # whatever the compiler cannot do is a reason to stay eager, and goes to the log
+        except Exception as error:  # any failure of the compiler is a reason to stay eager, and is logged
             log(f"runner: eager, because the compiler failed on step {step.name!r} ({type(error).__name__})")
             return False
         if not same:
@@ -145,17 +145,17 @@ def _compiled_agrees(trainer: Trainer, log: Log) -> bool:
 
 
 def _losses(run: Run) -> list[tuple[Step, str]]:
-    """Every step that has a loss, and its key."""
+    """Return every step that has a loss, with its key."""
     return [(step, key_of(stage, step)) for stage in run.stages for step in stage.schedule if step.loss is not None]
 
 
 def choose_graph(trainer: Trainer, log: Log) -> None:
-    """Take CUDA graphs if chunks can be captured and move the state as single updates do; if not, log why."""
+    """Use CUDA graphs if chunks can be captured and change the state as single updates do; otherwise log the reason."""
     losses = trainer.runner
     try:
         chunks = trainer.use_chunks(cuda_capture(trainer.state.moving()))
         why = "" if chunks_agree(trainer) else "replayed updates differ from single ones"
-    except Exception as error:  # whatever cannot be captured is a reason to do without, and goes to the log
+    except Exception as error:  # any failure to capture is a reason not to use graphs, and is logged
         why = f"capturing failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
     if why:
         trainer.chunks = None
@@ -166,7 +166,7 @@ def choose_graph(trainer: Trainer, log: Log) -> None:
 
 
 def chunks_agree(trainer: Trainer) -> bool:
-    """Whether the first updates take the state to the same place in a chunk as one by one; nothing moves in the end."""
+    """Return whether the first updates give the same state in a chunk as one by one; restore the state afterwards."""
     state = trainer.state.moving()
     start, ends = [tensor.clone() for tensor in state], []
     step, moves, means = trainer.step, dict(trainer.moves), trainer.means

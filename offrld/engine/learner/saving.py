@@ -1,4 +1,4 @@
-"""Checkpoints of a trainer: what they say about the run, and how a run continues from them."""
+"""Checkpoints of a trainer: their description of the run, and how a run continues from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from offrld.engine.updates.means import Means
 
 
 def describe(trainer: Trainer, feed: str) -> dict[str, Any]:
-    """What a run depends on beside config and data: runner, device, threads, dtype and versions."""
+    """Return what a run depends on besides config and data: runner, device, threads, dtype and versions."""
     run = trainer.run
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -37,14 +37,14 @@ def describe(trainer: Trainer, feed: str) -> dict[str, Any]:
 
 
 def save(path: str | os.PathLike[str], trainer: Trainer, description: Mapping[str, Any]) -> None:
-    """Write state, scalers, step and metrics of a trainer, atomically, with a description in JSON."""
+    """Write state, scalers, step and metrics of a trainer atomically, with a description in JSON."""
     scalers = {f"scaler/{name}": value for name, value in trainer.run.scalers.tensors().items()}
     description = {**description, "step": trainer.step, "means": trainer.means.as_json()}
     checkpoint.write(path, trainer.state.tensors() | scalers, description)
 
 
 def identity(run: Run, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint and a run must have in common.
+    """Return the description that a checkpoint and a run must have in common.
 
     Args:
         provenance: the snapshot of the dataset and the number of held-out episodes; empty without a dataset.
@@ -59,14 +59,14 @@ def identity(run: Run, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(path: str | os.PathLike[str], trainer: Trainer, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Put a trainer where a checkpoint was written; returns the checkpoint's description.
+    """Restore a trainer to the state of a checkpoint; return the checkpoint's description.
 
     Args:
         provenance: see `identity`; None accepts any dataset.
 
     Raises:
-        OffrlError: the checkpoint is of another run; the trainer is unchanged.
-        CheckpointCorrupt: it is damaged.
+        OffrlError: the checkpoint belongs to another run; the trainer is unchanged.
+        CheckpointCorrupt: the checkpoint is damaged.
     """
     tensors, description = checkpoint.read(path)
     _check_identity(path, trainer.run, description, provenance or {})
@@ -92,7 +92,7 @@ def _check_identity(path: str | os.PathLike[str], run: Run, description: dict[st
 
 
 def _check_config(path: str | os.PathLike[str], run: Run, description: dict[str, Any]) -> None:
-    """Raise unless the checkpoint has this run's settings; a setting that an earlier version lacked counts as its default."""
+    """Raise unless the checkpoint has this run's settings; settings that an earlier version lacked have their defaults."""
     theirs, mine = description.get("config", {}), settings.as_flat(run.config)
     defaults = settings.as_flat(run.algorithm.config)
     for name in sorted(theirs.keys() | mine.keys()):
@@ -102,7 +102,7 @@ def _check_config(path: str | os.PathLike[str], run: Run, description: dict[str,
 
 
 def _narrowed(space: Any) -> Any:
-    """A space as JSON with float32 for float64: what runs of earlier versions noted of an environment's float64 observations."""
+    """Replace float64 by float32 in a space's JSON: earlier versions recorded an environment's float64 observations as float32."""
     try:
         fields = {name: {**field, "dtype": field["dtype"].replace("float64", "float32")} for name, field in space["observation"].items()}
         return {**space, "observation": fields} if space["source"].startswith("env") else space
@@ -111,7 +111,7 @@ def _narrowed(space: Any) -> Any:
 
 
 def _unfit(path: str | os.PathLike[str], why: str, description: dict[str, Any]) -> OffrlError:
-    """The error for a checkpoint that this run cannot continue from: which version wrote it, and what to do."""
+    """Build the error for a checkpoint from which this run cannot continue; it names the version that wrote it and a remedy."""
     version = description.get("versions", {}).get("offrl")
     written = f"offrl {version}" if version else "an earlier offrl"
     return OffrlError(

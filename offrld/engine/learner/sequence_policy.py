@@ -1,8 +1,8 @@
-"""The policy of a sequence model as a module: it takes the context of an episode and gives the next, so that it is a pure function.
+"""The policy of a sequence model as a module. It is a pure function: it takes the context of an episode and returns the next one.
 
-The context is the last L steps: observations and actions in the environment's own units, returns-to-go in those of the scaled rewards,
-and how many steps there were. The graph does everything: taking the reward off the return that remains, moving the
-window on, masking what lies before the episode's start, counting the time steps.
+The context is the last L steps: observations and actions in the environment's units, returns-to-go in units of the scaled rewards, and the
+number of steps so far. The graph does everything: it subtracts the reward from the return-to-go, shifts the window, masks positions before
+the episode's start and counts time steps.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from offrld.nets import Params
 from offrld.preprocess.rewards import reward_column
 
 ACTION, RETURN_TO_GO, OBSERVATION = f"{CONTEXT}action", f"{CONTEXT}return_to_go", f"{CONTEXT}observation"
-BEST = 0.1  # share of the episodes whose mean return is the default target: the best single one may be luck
+BEST = 0.1  # the default target is the mean return of this fraction of episodes; the single best one may be luck
 
 
 @dataclass(frozen=True)
 class EpisodeInput:
-    """An input beside the observation: dtype, shape without the batch axis, and the range of its values (``field``: that field's)."""
+    """An input other than the observation: dtype, shape without the batch axis, and range of its values (``field``: that field's range)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class EpisodeInput:
 
 @dataclass(frozen=True)
 class ActingWindow:
-    """The last L steps of B episodes, scaled, as `Algorithm.act` takes them; the last action is none yet (zeros)."""
+    """The last L steps of B episodes, scaled, as `Algorithm.act` takes them; the last action, still unknown, is zeros."""
 
     observation: Any
     action: Tensor
@@ -54,12 +54,12 @@ class ActingWindow:
 
 @dataclass(frozen=True)
 class Returns:
-    """Returns of a dataset's episodes, and what they are in scaled rewards.
+    """Returns of a dataset's episodes, and their conversion to scaled rewards.
 
     Attributes:
         target: mean of the best tenth (of at least one episode), in the environment's rewards.
-        low, high: the smallest and largest.
-        slope, offset: the least-squares line from a return to the return of the scaled rewards; exact for scalers that multiply.
+        low, high: the smallest and the largest return.
+        slope, offset: the least-squares line from returns to returns of scaled rewards; exact for scalers that multiply.
     """
 
     target: float
@@ -70,7 +70,7 @@ class Returns:
 
     @classmethod
     def of(cls, store: EpisodeStore, episodes: np.ndarray | Sequence[int], scaler: Any) -> Returns:
-        """Of some episodes (by number), with the reward scaler of the training run or None."""
+        """Compute the returns of some episodes (by number), with the training run's reward scaler or None."""
         raw = _sums(store, episodes, store.column("reward"))
         best = np.sort(raw)[-max(1, round(BEST * len(raw))) :]
         target, low, high = float(best.mean()), float(raw.min()), float(raw.max())
@@ -78,7 +78,7 @@ class Returns:
             return cls(target, low, high)
         scaled = _sums(store, episodes, np.asarray(reward_column(scaler, store)))
         spread = raw - raw.mean()
-        # Where all returns are equal no line is defined: the target's own image is kept, and others lie beside it one to one.
+        # If all returns are equal, no line is defined: use slope 1 through the target and its scaled return.
         slope = float(spread @ scaled / (spread @ spread)) if spread @ spread > 0 else 1.0
         return cls(target, low, high, slope, float(scaled.mean() - slope * raw.mean()))
 
@@ -86,15 +86,15 @@ class Returns:
 class SequencePolicy(PolicyModule):
     """``forward(inputs) -> (action, *next context)``; inputs are one mapping, or keyword arguments.
 
-    Inputs, by the names that `input_names` gives: each observation field ``[B, ...]``; ``reward [B]`` of the step before;
-    ``target_return [B]``, read where an episode starts; and the context, whose tensors `context` names. ``context.length`` 0 starts an
+    Inputs, by their names in `input_names`: each observation field ``[B, ...]``; ``reward [B]`` of the previous step;
+    ``target_return [B]``, used at an episode's first step; and the context, whose tensors `context` names. ``context.length`` 0 starts an
     episode, whatever else the context holds. The outputs after the action are the context of the next step, in the same order.
 
     Attributes:
-        context_size: steps L of the window.
+        context_size: number of steps L in the window.
         target_return: the default target.
-        episode_inputs: all inputs beside the observation.
-        context: names of those that are the context.
+        episode_inputs: all inputs other than the observation.
+        context: names of the inputs that are the context.
     """
 
     return_slope: Tensor
@@ -110,7 +110,7 @@ class SequencePolicy(PolicyModule):
         self.register_buffer("return_slope", torch.tensor(returns.slope, dtype=torch.float32))
         self.register_buffer("return_offset", torch.tensor(returns.offset, dtype=torch.float32))
         inputs = space.inputs
-        # A single field is `context.observation`; several are `context.observation.NAME`.
+        # The name is `context.observation` for a single field, `context.observation.NAME` for several.
         self._past = {name: OBSERVATION if len(inputs) == 1 else f"{OBSERVATION}.{name}" for name in inputs}
         span = max(abs(returns.low), abs(returns.high), 1e-3)
         low, high = sorted(returns.slope * bound + returns.offset for bound in (-span, span))
@@ -130,16 +130,18 @@ class SequencePolicy(PolicyModule):
         self.context = [name for name in self.episode_inputs if name.startswith(CONTEXT)]
 
     def start(self, batch: int, target_return: float | None = None) -> dict[str, Tensor]:
-        """All inputs beside the observation at the first step of ``batch`` episodes."""
+        """Return all inputs other than the observation at the first step of ``batch`` episodes."""
         inputs = {name: torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for name, spec in self.episode_inputs.items()}
         inputs[TARGET_RETURN].fill_(self.target_return if target_return is None else target_return)
         return inputs
 
     def recorded(self, store: EpisodeStore, first: int, rows: np.ndarray, target_return: float) -> dict[str, Tensor]:
-        """All inputs at the rows ``[B]`` of an episode that begins at row ``first``, as if the policy had been asked for a return there and
-        had done what was done."""
+        """Return all inputs at the rows ``[B]`` of a recorded episode that starts at row ``first``.
+
+        They are those of a policy with this target return that took the recorded actions.
+        """
         length, frames = self.context_size, self.space.frame_stack
-        before = np.maximum(rows[:, None] + np.arange(-length, 0), first)  # [B, L]; what lies before the episode is masked
+        before = np.maximum(rows[:, None] + np.arange(-length, 0), first)  # [B, L]; steps before the episode are masked
         inputs: dict[str, np.ndarray] = {}
         for name, held in self._past.items():
             column = observation_column(store, name)
@@ -160,7 +162,7 @@ class SequencePolicy(PolicyModule):
         return {name: torch.from_numpy(value.astype(specs[name][0])).reshape(len(rows), *specs[name][1]) for name, value in inputs.items()}
 
     def scores(self, named: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
-        """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
+        """Return what the greedy choice depends on: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         inputs = inputs if named is None else dict(named)
         return self._scores(inputs, self._moved(inputs))
 
@@ -172,7 +174,7 @@ class SequencePolicy(PolicyModule):
         return (action, *(moved[name] for name in self.context))
 
     def _moved(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The context with the present step in it; its action is zeros."""
+        """Return the context with the current step appended; its action is zeros."""
         count = inputs[LENGTH]  # [B]
         moved = {held: _moved(inputs[held], inputs[self.input_names[name]]) for name, held in self._past.items()}
         moved[ACTION] = _moved(inputs[ACTION], torch.zeros_like(inputs[ACTION][:, 0]))
@@ -185,7 +187,9 @@ class SequencePolicy(PolicyModule):
 
     def _scores(self, inputs: dict[str, Tensor], moved: dict[str, Tensor]) -> Tensor:
         length = self.context_size
-        timesteps = moved[LENGTH].unsqueeze(1) + torch.arange(1 - length, 1, device=moved[LENGTH].device)  # [B, L], below 1: none
+        timesteps = moved[LENGTH].unsqueeze(1) + torch.arange(
+            1 - length, 1, device=moved[LENGTH].device
+        )  # [B, L]; below 1 before the episode
         action = moved[ACTION]
         scaler = None if self.space.discrete else self.scalers().action
         window = ActingWindow(
@@ -201,12 +205,12 @@ class SequencePolicy(PolicyModule):
 
 
 def _moved(window: Tensor, newest: Tensor) -> Tensor:
-    """``window [B, L, ...]`` one step on, with ``newest [B, ...]`` at its end."""
+    """Shift ``window [B, L, ...]`` by one step and append ``newest [B, ...]``."""
     return torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
 
 
 def _sums(store: EpisodeStore, episodes: np.ndarray | Sequence[int], rewards: np.ndarray) -> np.ndarray:
-    """The sum of ``rewards`` (a row each) over each episode's steps."""
+    """Return the sum of ``rewards`` (one per row) over each episode's steps."""
     table = store.episode_table
     spans = zip(table["first_row"][episodes], table["steps"][episodes], strict=True)
     return np.array([np.sum(rewards[first : first + steps], dtype=np.float64) for first, steps in spans])

@@ -1,6 +1,6 @@
-"""Spaces instead of a dataset: observations and actions given by hand, or those of an environment.
+"""Spaces instead of a dataset: observations and actions given explicitly, or those of an environment.
 
-A learner built from them acts, takes batches that the caller brings (`update`), and loads checkpoints.
+A learner built from them acts, trains on the caller's batches (`update`), and loads checkpoints.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Shapes:
     """Spaces without data.
 
     Attributes:
-        space: of observations and actions.
-        bounds: observation field -> (low, high), if they are known; observation scalers are fitted from them.
+        space: the spaces of observations and actions.
+        bounds: observation field -> (low, high), if known; observation scalers are fitted from them.
     """
 
     space: Space
@@ -43,40 +43,40 @@ class Shapes:
         low: Any = -1.0,
         high: Any = 1.0,
     ) -> Shapes:
-        """Spaces given by hand.
+        """Create shapes from explicit spaces.
 
         Args:
             observation: a shape (float32, or uint8 for images ``(C, H, W)``), a store's `Field`, or a dict of them by field.
             actions: the number of discrete actions, or
-            action_size: the dimensions of continuous ones, with their bounds ``low`` and ``high``, each a number or ``[action_size]``.
+            action_size: the dimensions of continuous actions, with bounds ``low`` and ``high``, each a number or ``[action_size]``.
 
         Raises:
-            InvalidInput: neither or both kinds of actions, or a shape that no network takes.
+            InvalidInput: neither or both kinds of actions, or a shape that no network supports.
         """
         if actions is not None and action_size is None:
             action = Field("int64", low=0, high=actions - 1)
         elif action_size is not None and actions is None:
             action = Field("float32", (action_size,), low=low, high=high)
         else:
-            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: one of them")
+            raise InvalidInput("give either actions=N for N discrete actions, or action_size=A for continuous ones")
         fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
         return cls(space_of(Schema(observation=fields, action=action), {}))
 
     @classmethod
     def of_env(cls, env: Any) -> Shapes:
-        """The spaces of a gymnasium environment (or of the one with this id): Box or Dict of Box observations, Box or Discrete actions.
+        """Create shapes from a gymnasium environment or its id: Box or Dict of Box observations, Box or Discrete actions.
 
         Raises:
-            InvalidInput: spaces of other kinds, or actions without bounds.
+            InvalidInput: a space of another kind, or actions without bounds.
         """
         if isinstance(env, str):
             from offrl.rollout import make_env
 
-            made = make_env(env)
+            opened = make_env(env)
             try:
-                return cls.of_env(made)
+                return cls.of_env(opened)
             finally:
-                made.close()
+                opened.close()
         from gymnasium.spaces import Box, Dict, Discrete
 
         seen, done = env.observation_space, env.action_space
@@ -84,24 +84,24 @@ class Shapes:
         fields, bounds = {}, {}
         for name, box in boxes.items():
             if not isinstance(box, Box):
-                raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
+                raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks support vectors and images (Box)")
             fields[name], bounds[name] = Field(np.dtype(box.dtype).name, box.shape), (box.low, box.high)
         if isinstance(done, Discrete):
             action = Field("int64", low=0, high=int(done.n) - 1)
         elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
             action = Field("float32", (int(np.prod(done.shape)),), low=done.low.reshape(-1), high=done.high.reshape(-1))
         else:
-            raise InvalidInput(f"actions of the environment are {done}", hint="it takes Box with finite bounds, or Discrete")
+            raise InvalidInput(f"the environment's action space is {done}", hint="use Box with finite bounds, or Discrete")
         schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
         source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
         space = dataclasses.replace(space_of(schema, {}), source=source)
         return cls(space, bounds)
 
     def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:
-        """The scalers of ``config``, from bounds and from statistics given by hand.
+        """Build the scalers of ``config`` from bounds and from statistics in the settings.
 
         Raises:
-            InvalidInput: a scaler needs data; the hint names the settings that give its statistics.
+            InvalidInput: a scaler needs data; the hint names the settings for its statistics.
         """
         fields = self.space.observation
         bounds = {}
@@ -122,7 +122,7 @@ class Shapes:
 
 
 def _no_rewards() -> Any:
-    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="pass its statistics: reward_scaler.mean, std")
+    raise InvalidInput("the reward scaler needs data to fit on, and there is none", hint="set its statistics: reward_scaler.mean, std")
 
 
 def _field(field: Any) -> Field:

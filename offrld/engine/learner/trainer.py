@@ -1,6 +1,6 @@
-"""The trainer: losses into updates. Update ``k`` takes batch ``k`` and does the steps of the schedule that are due.
+"""The trainer turns losses into updates. Update ``k`` takes batch ``k`` and runs the steps that the schedule has for it.
 
-The result depends on (snapshot, seeds, config, k) alone, never on how the updates were grouped.
+The result depends only on (snapshot, seeds, config, k), never on how updates were grouped.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Metrics = dict[str, dict[int, float]]  # name -> seed -> value
 
 
 class Trainer:
-    """Does the updates of a run. Other settings need another trainer.
+    """Perform the updates of a run. Other settings need another trainer.
 
     Attributes:
-        run: what is trained.
-        state: parameters, targets, optimisers and memory; updates change it in place.
+        run: the run that is trained.
+        state: parameters, targets, optimizers and carry; updates change it in place.
         feeds: supply the batches.
-        step: updates done.
-        moves: optimiser -> how often it has moved.
+        step: number of completed updates.
+        moves: optimizer -> number of its steps.
         means, spent: metrics and seconds since they were last read.
-        runner: ``eager``, ``compile`` or ``graph``: how losses and updates run.
-        linear: ``torch`` or ``onednn``: the product of linear layers.
-        updater: does single steps of the schedule.
+        runner: how losses and updates run: ``eager``, ``compile`` or ``graph``.
+        linear: the library for the products of linear layers: ``torch`` or ``onednn``.
+        updater: runs single steps of the schedule.
         chunks: runs many updates together; None: each update runs alone.
     """
 
@@ -49,14 +49,14 @@ class Trainer:
         self.runner, self.linear = "eager", "torch"
         self.chunks: Chunks | None = None
         self.differentiate(compiled=False)
-        self._own: tuple[Feeds, Chunks | None] | None = None  # the trainer's own ones, while it uses lent feeds
+        self._own: tuple[Feeds, Chunks | None] | None = None  # the trainer's own feeds and chunks, while it uses lent feeds
 
     # -------------------------------------------------------------------------------------------------------------- updates
     def train(self, updates: int, before: Callable[[int], None] | None = None) -> None:
-        """Do ``updates`` updates on batches of the feeds.
+        """Perform ``updates`` updates on batches of the feeds.
 
         Args:
-            before: called with the number of each update before it; with chunks only at the updates of `Algorithm.next_between`.
+            before: called before each update with its number; with chunks, only at the updates of `Algorithm.next_between`.
 
         Raises:
             InvalidInput: the run has no dataset.
@@ -67,20 +67,20 @@ class Trainer:
         while self.step < end:
             if before is not None:
                 before(self.step)
-            began = time.perf_counter()
+            start = time.perf_counter()
             if self.chunks is not None and (done := self.replay(end)):
-                self.spent.update += time.perf_counter() - began  # includes the sampling
+                self.spent.update += time.perf_counter() - start  # includes the sampling
                 self.spent.updates += done
                 continue
             batches = self.batches(self.step)
             sampled = time.perf_counter()
             self.apply(batches)
-            self.spent.sample += sampled - began
+            self.spent.sample += sampled - start
             self.spent.update += time.perf_counter() - sampled
             self.spent.updates += 1
 
     def apply(self, batches: list[Any]) -> None:
-        """Do the present update on these batches, one per view."""
+        """Perform the current update on these batches, one per view."""
         with products(through_onednn=self.linear == "onednn"):
             for due in self.state.schedules[self.run.stage(self.step).name]:
                 if due.step.due(self.step):
@@ -90,11 +90,11 @@ class Trainer:
         self.step += 1
 
     def take(self, batch: Any) -> None:
-        """Do one update on a batch of the caller (see `caller_batches`)."""
+        """Perform one update on a batch of the caller's (see `caller_batches`)."""
         self.apply(caller_batches(self.run, batch, self.step))
 
     def update(self, batch: Any) -> Metrics:
-        """Do one update on a batch of the caller; returns the metrics of this update alone."""
+        """Perform one update on a batch of the caller's; return the metrics of this update alone."""
         batches = caller_batches(self.run, batch, self.step)
         means, self.means = self.means, Means(self.run.seeds, also=self.means)
         try:
@@ -104,18 +104,18 @@ class Trainer:
             self.means = means
 
     def batches(self, k: int) -> list[Any]:
-        """The batch of update ``k`` for each view: one per seed, or all seeds' stacked."""
+        """Return the batches of update ``k``, one per view: each seed's, or all seeds' stacked."""
         return self.feeds.batches(self.run.stage(k), k)
 
     # --------------------------------------------------------------------------------------------------------------- chunks
     def use_chunks(self, capture: Capture, length: int | None = None) -> Chunks:
-        """Train in chunks from now on, those that it returns.
+        """Train in chunks from now on; return the chunks.
 
         Raises:
             InvalidInput: batches are not drawn on the device.
         """
         if self.feeds.kind != "resident":
-            raise InvalidInput(f"the feed is {self.feeds.kind}, and a graph draws its batches on the device", hint="feed='resident'")
+            raise InvalidInput(f"the feed is {self.feeds.kind}, but a graph draws its batches on the device", hint="use feed='resident'")
         feeds = {stage.name: self.feeds.of(stage) for stage in self.run.stages}
         if length is None:
             length = length_for(self.batches(0)[0]) // len(self.run.groups) or 1
@@ -123,7 +123,7 @@ class Trainer:
         return self.chunks
 
     def replay(self, end: int, *, at_once: bool = False) -> int:
-        """Do some updates together, none at or beyond ``end``; returns how many: 0 without chunks, or if they are not worth a graph yet."""
+        """Perform several updates together, all before ``end``; return how many: 0 without chunks, or if a graph does not pay off yet."""
         if self.chunks is None:
             return 0
         stage = self.run.stage(self.step).name
@@ -136,7 +136,7 @@ class Trainer:
         return done
 
     def free(self, end: int) -> int:
-        """The number of updates from the present one to ``end`` without another stage or the algorithm's hook in between."""
+        """Return how many updates can follow, up to ``end``, before another stage or the algorithm's hook intervenes."""
         run, k = self.run, self.step
         stop = end if (stage_end := run.stage_end(k)) is None else min(end, stage_end)
         if run.algorithm.between is not None:
@@ -146,7 +146,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------------ the parts
     def gradients(self, compiled: bool) -> dict[str, Gradients]:
-        """The gradients of every step that has a loss, by its key."""
+        """Return the gradient function of every step that has a loss, by its key."""
         run = self.run
         return {
             key_of(stage, step): gradients(step, run.config, run.nets, kind=run.batch_type, compiled=compiled, stacked=run.stacked)
@@ -156,11 +156,11 @@ class Trainer:
         }
 
     def differentiate(self, *, compiled: bool) -> None:
-        """Compute gradients by compiled losses from now on, or by eager ones."""
+        """Compute gradients with compiled losses from now on, or with eager ones."""
         self.updater = Updater(self.state, self.gradients(compiled), stacked=self.run.stacked)
 
     def lend(self, feeds: Feeds) -> None:
-        """Train on the batches of other feeds until `give_back`; one by one, because chunks draw from the trainer's own feeds."""
+        """Train on the batches of other feeds until `give_back`, update by update, because chunks draw from the trainer's own feeds."""
         self._own = (self.feeds, self.chunks)
         self.feeds, self.chunks = feeds, None
 
@@ -172,7 +172,7 @@ class Trainer:
 
     @property
     def lent(self) -> Feeds | None:
-        """The feeds of `lend`, if there are any."""
+        """The feeds passed to `lend`, if any."""
         return None if self._own is None else self.feeds
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------------ the state
     def take_over(self, other: Trainer) -> None:
-        """Continue where a trainer with other settings stands.
+        """Continue from the state of a trainer with other settings.
 
         Raises:
             ValueError: the training states differ in names or shapes.
@@ -195,7 +195,7 @@ class Trainer:
         self.means, self.spent = other.means, other.spent
 
     def broken(self) -> dict[int, str]:
-        """The seeds with a parameter or target that is not a finite number, and the first network that has one."""
+        """Return the seeds that have a non-finite parameter or target, each with the first network that has one."""
         broken: dict[int, str] = {}
         for name, value in [*self.state.params.items(), *self.state.target.items()]:
             finite = torch.isfinite(value).reshape(len(self.run.seeds), -1).all(1).tolist()

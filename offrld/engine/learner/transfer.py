@@ -1,8 +1,8 @@
-"""Transfer from another run: networks, their targets and the optimisers' state, matched by name and shape.
+"""Transfer from another run: networks, their targets and the optimizers' state, matched by name and shape.
 
-``policy`` stands for all networks but critic, q and value, ``critics`` for these three; a temperature belongs to the policy, and keeps its
-initial value if the source has none. If each side has one network of its kind, they match whatever their names: the ``policy`` of BC
-becomes the ``actor`` of TD3+BC.
+``policy`` means all networks except critic, q and value; ``critics`` means these three. A temperature belongs to the policy, and keeps its
+initial value if the source has none. If both sides have exactly one network of a kind, the two match whatever their names: BC's ``policy``
+becomes TD3+BC's ``actor``.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def copy_into(
     """Copy a part of another run into a trainer.
 
     Args:
-        source: a learner or several loaded seeds, of which each seed takes its own, or else the first; or one loaded seed for all.
-        networks: copy parameters and target copies.
-        moments: copy the state of the optimisers that move these networks.
-        strict: an optimiser without a match is an error; if not, it starts from zero.
+        source: a learner or several loaded seeds, of which each seed takes the same seed or else the first; or one loaded seed for all.
+        networks: copy parameters and target networks.
+        moments: copy the state of the optimizers of these networks.
+        strict: raise an error if an optimizer has no match; otherwise it starts from zero.
 
     Raises:
-        InvalidInput: a network is missing in the source or has another shape; the trainer is unchanged.
+        InvalidInput: the source lacks a network, or a shape differs; the trainer is unchanged.
     """
     if part not in PARTS:
-        raise InvalidInput(f"transfer {part!r} is unknown", hint=f"one of {', '.join(PARTS)}")
+        raise InvalidInput(f"unknown transfer {part!r}", hint=f"use one of {', '.join(PARTS)}")
     loaded, state = seeds_of(source), trainer.state
     sources = [next((one for one in loaded if one.seed == seed), loaded[0]) for seed in trainer.run.seeds]
     names = _Target(trainer.run.algorithm, trainer.run.nets, state.params, log).matched(loaded[0], part)
@@ -71,7 +71,7 @@ def copy_into(
 
 
 def reset_optimizers(trainer: Trainer) -> None:
-    """Set moments and counts of every optimiser to zero. Parameters stay."""
+    """Set moments and counts of every optimizer to zero; parameters stay."""
     for moments in trainer.state.moments.values():
         for values in moments.parts.values():
             for value in values.values():
@@ -81,13 +81,13 @@ def reset_optimizers(trainer: Trainer) -> None:
 
 
 def check_start(algorithm: Algorithm, config: Any, source: Loaded, part: str) -> None:
-    """`InvalidInput` if a learner of ``algorithm`` for the observations and actions of ``source`` cannot start from it."""
+    """Raise `InvalidInput` if a learner of ``algorithm`` with the spaces of ``source`` cannot start from it."""
     kind = "discrete" if source.space.discrete else "continuous"
     if algorithm.actions not in ("both", kind):
         whose = f"{source.origin} ({source.algorithm.name})"
         raise InvalidInput(
             f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
-            hint=f"train on with {source.algorithm.name}, the algorithm of that run",
+            hint=f"continue with {source.algorithm.name}, the algorithm of that run",
         )
     nets, generator = algorithm.nets(config, source.space), torch.Generator().manual_seed(0)
     params = {name: value[None] for net in by_name(nets).values() for name, value in net.init(generator, torch.float32).items()}
@@ -96,7 +96,7 @@ def check_start(algorithm: Algorithm, config: Any, source: Loaded, part: str) ->
 
 @dataclass(frozen=True)
 class _Target:
-    """The networks that receive: by name, with parameters that have a leading seed axis."""
+    """The networks that receive parameters; ``params`` have a leading seed axis."""
 
     algorithm: Algorithm
     nets: Any
@@ -104,7 +104,7 @@ class _Target:
     log: Log
 
     def matched(self, source: Loaded, part: str) -> dict[str, str]:
-        """The networks of the part -> the matching ones of the source."""
+        """Return network of the part -> matching network of the source."""
         try:
             return self._match(source, part, self.log)
         except InvalidInput as error:
@@ -112,18 +112,18 @@ class _Target:
             raise
 
     def _other_way(self, source: Loaded, part: str) -> str:
-        """A hint about parts of the source that do match; "" if none does."""
+        """Return a hint about parts of the source that match; "" if none does."""
         ways = []
         for other in ("policy", "critics"):
             with contextlib.suppress(InvalidInput):
                 if other != part and self._match(source, other, lambda text: None):
                     ways.append(f"--transfer {other}")
         if source.algorithm.name != self.algorithm.name:
-            ways.append(f"train on with {source.algorithm.name}, the algorithm of that run")
+            ways.append(f"continue with {source.algorithm.name}, the algorithm of that run")
         return " or ".join(ways)
 
     def _match(self, source: Loaded, part: str, log: Log) -> dict[str, str]:
-        """`matched`, with errors that say nothing about other parts."""
+        """Match as `matched` does, but without hints about other parts in errors."""
         mine, theirs = ([name for name in by_name(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
         if not mine:
             raise InvalidInput(
@@ -136,7 +136,7 @@ class _Target:
             if name in theirs:
                 names[name] = name
             elif self._number(name) and len(mine) > 1:
-                log(f"start: {name}, a single number, keeps its initial value: {source.origin} has none")
+                log(f"start: the number {name} keeps its initial value, because {source.origin} has none")
             elif len(alike) == len(own) == 1:
                 names[name] = alike[0]
             else:
@@ -152,24 +152,24 @@ class _Target:
                 has, needs = (list(one[differ]) if differ in one else "absent" for one in (shapes, wanted))
                 raise InvalidInput(
                     f"network {name!r} does not fit: {other}.{differ} is {has} in {source.origin}, {needs} here",
-                    hint="the same encoder settings, observations and actions are needed",
+                    hint="use the same encoder settings, observations and actions",
                 )
         if left := [name for name in theirs if name not in names.values()]:
-            log(f"start: {', '.join(left)} of {source.origin} are not used by {self.algorithm.name}")
+            log(f"start: {self.algorithm.name} does not use {', '.join(left)} of {source.origin}")
         return names
 
     def _number(self, network: str) -> bool:
-        """Whether a network is a single number, like a temperature."""
+        """Return whether a network is a single number, like a temperature."""
         return all(value[0].numel() == 1 for name, value in self.params.items() if name.split(".")[0] == network)
 
 
 def _pair(kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]) -> tuple[Tensor, Tensor] | None:
-    """A tensor of the trainer and the one to copy into it."""
+    """Return a tensor of the trainer and the one to copy into it."""
     network, _, rest = name.partition(".")
     if network not in names:
         return None
     other = f"{names[network]}.{rest}"
-    # A run without target copies of this network gives its parameters: a target starts as an exact copy.
+    # If the source has no target network for this one, use its parameters: a target starts as an exact copy.
     theirs = [source.tensors.get(f"{kind}/{other}", source.tensors[f"params/{other}"]) for source in sources]
     return mine, torch.stack(theirs).to(mine)
 
@@ -177,7 +177,7 @@ def _pair(kind: str, name: str, mine: Tensor, names: dict[str, str], sources: li
 def _moments(
     trainer: Trainer, sources: list[Loaded], names: dict[str, str], writes: list[tuple[Tensor, Tensor]], log: Log, *, strict: bool
 ) -> dict[str, int]:
-    """Add the optimisers' tensors to ``writes``; returns the counts of the optimisers that match."""
+    """Add the optimizers' tensors to ``writes``; return the step counts of the matching optimizers."""
     counts, missing = {}, []
     for key, moments in trainer.state.moments.items():
         networks = {name.split(".")[0] for values in moments.parts.values() for name in values}
@@ -197,19 +197,19 @@ def _moments(
             writes.append((mine, torch.stack([source.tensors[path] for source in sources]).to(mine)))
         counts[key] = int(theirs[f"optimizer/{key}/count"])
     if missing and strict:
-        raise InvalidInput(f"{sources[0].origin} has no optimiser state for {', '.join(missing)}", hint="the same algorithm has it")
+        raise InvalidInput(f"{sources[0].origin} has no optimizer state for {', '.join(missing)}", hint="use a run of the same algorithm")
     if missing:
-        log(f"start: optimisers of {', '.join(missing)} start from zero, {sources[0].origin} has none like them")
+        log(f"start: optimizers of {', '.join(missing)} start from zero, because {sources[0].origin} has no matching state")
     return counts
 
 
 def scalers_like(
     source: Loaded, config: Any, space: Space, own: Scalers, *, dtype: torch.dtype, device: torch.device, log: Callable[[str], None]
 ) -> Scalers:
-    """The source's scalers of observations and actions, with this run's own of rewards: networks see what they were trained on.
+    """Return the source's scalers of observations and actions, so that networks see inputs as in training, and this run's reward scaler.
 
     Raises:
-        InvalidInput: other observation fields, or a scaler of another package that the config does not name.
+        InvalidInput: the observation fields differ, or the config does not name the source's scaler from another package.
     """
     if list(source.space.observation) != list(space.observation):
         mine, theirs = (", ".join(one.observation) for one in (space, source.space))

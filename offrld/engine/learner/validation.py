@@ -1,4 +1,4 @@
-"""Metrics of the losses on episodes that are not trained on."""
+"""Metrics of the losses on held-out episodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCHES = 16
 
 
 def validate(trainer: Trainer, data: TrainingData) -> Metrics:
-    """The losses' metrics on the held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
+    """Return the losses' metrics on the held-out episodes, as ``validation_NAME``; {} without any. Every call uses the same batches."""
     if len(data.holdout) == 0:
         return {}
     run, state = trainer.run, trainer.state

@@ -1,7 +1,7 @@
 """Many updates as one CUDA graph: drawn, gathered, differentiated and applied on the device, with one launch from the host.
 
 A capture takes a `Chunk`: K updates whose steps are known beforehand (`Pattern`). All that differs between two
-replays, the number of the first update and the moves of each optimiser so far, is in tensors on the device. A chunk also runs without a
+replays, the number of the first update and the moves of each optimizer so far, is in tensors on the device. A chunk also runs without a
 graph, with the bits of the ordinary loop; only `CudaGraph` needs a GPU. `Chunks` cuts a run into chunks: none crosses the end of a stage,
 or an update before which the algorithm's hook acts.
 """
@@ -41,7 +41,7 @@ class Pattern:
         return cls(stage, tuple(tuple(i for i, due in enumerate(schedule) if due.step.due(k)) for k in range(first, first + count)))
 
     def moves(self, schedule: Sequence[Due]) -> dict[str, int]:
-        """How often each optimiser moves."""
+        """How often each optimizer moves."""
         counts: dict[str, int] = {}
         for update in self.dues:
             for due in (schedule[i] for i in update):
@@ -63,7 +63,7 @@ class Chunk:
         self._taken = {key: torch.zeros((), dtype=torch.int64, device=device) for key in pattern.moves(schedule)}
 
     def start(self, step: int, taken: Mapping[str, int]) -> None:
-        """Set the counters to the number of the first update, and of the moves of each optimiser before it."""
+        """Set the counters to the number of the first update, and of the moves of each optimizer before it."""
         self._counter.fill_(step)
         for key, count in self._taken.items():
             count.fill_(taken[key])
@@ -142,7 +142,7 @@ class Chunks:
 
         Returns:
             the number of updates done (0: the pattern is not captured yet, so do a single update), their metrics, and the moves of the
-            optimisers.
+            optimizers.
         """
         schedule = self._schedules[stage]
         pattern = Pattern.of(stage, schedule, step, min(limit, self.length))

@@ -22,7 +22,7 @@ from offrld.nets import Params, is_buffer
 
 @dataclass
 class Moments:
-    """The optimiser's state of one step: for each part (Adam: first, second) tensors ``[S, ...]`` like its parameters, and the count of its
+    """The optimizer's state of one step: for each part (Adam: first, second) tensors ``[S, ...]`` like its parameters, and the count of its
     moves."""
 
     parts: dict[str, Params]
@@ -31,11 +31,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class View:
-    """The state as losses and optimiser see it: one seed's tensors, or all seeds' together. Memory is shared with the state."""
+    """The state as losses and optimizer see it: one seed's tensors, or all seeds' together. Memory is shared with the state."""
 
     state: State
     leaves: dict[str, Params]  # step -> the parameters whose gradients it takes
-    moments: dict[str, dict[str, list[Tensor]]]  # step -> the optimiser's tensors of these
+    moments: dict[str, dict[str, list[Tensor]]]  # step -> the optimizer's tensors of these
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Due:
 
     step: Step
     key: str  # of its gradients
-    moments_key: str  # of its optimiser state
+    moments_key: str  # of its optimizer state
     names: tuple[str, ...]  # of the parameters that it moves
-    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], Tensor], ...]  # per view: parameters, optimiser's tensors, count
+    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], Tensor], ...]  # per view: parameters, optimizer's tensors, count
     followers: tuple[tuple[list[Tensor], list[Tensor], float], ...]  # targets, online, rate
 
 
 class TrainState:
-    """Parameters, targets, optimiser state and carry of ``S`` seeds.
+    """Parameters, targets, optimizer state and carry of ``S`` seeds.
 
     Args:
         run: its networks, targets, stages and carry decide the tensors; the parameters of each network begin with its name.
@@ -83,7 +83,7 @@ class TrainState:
         params = {name: value[part] for name, value in self.params.items()}
         target = {name: value[part] for name, value in self.target.items()}
         carry = {name: value[part] for name, value in self.carry.items()}
-        # A leaf shares the memory of its parameter, so that the optimiser's in-place step is the parameter's step.
+        # A leaf shares the memory of its parameter, so that the optimizer's in-place step is the parameter's step.
         leaves = {name: value.detach().requires_grad_() for name, value in params.items() if not is_buffer(name)}
         return View(
             State(params, target, data, carry),
@@ -156,7 +156,7 @@ def key_of(stage: Stage, step: Step) -> str:
 
 
 def moments_of(stage: Stage, step: Step) -> str:
-    """The key of a step's optimiser state."""
+    """The key of a step's optimizer state."""
     return f"{stage.name}.{step.moments or step.name}"
 
 

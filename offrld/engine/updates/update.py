@@ -1,4 +1,4 @@
-"""One update: the due steps of the schedule, each with its gradients, its optimiser, new values of buffers, and the targets.
+"""One update: the due steps of the schedule, each with its gradients, its optimizer, new values of buffers, and the targets.
 
 All that changes is in the training state; the batch and the number of moves so far are arguments. So an update may
 run by itself, or be captured with others as one CUDA graph (see `offrld.engine.updates.graph`).
@@ -34,7 +34,7 @@ class Updater:
 
         Args:
             batches: one per view.
-            taken: how often the optimiser of this step has moved; a 0-d int64 tensor if the call is captured.
+            taken: how often the optimizer of this step has moved; a 0-d int64 tensor if the call is captured.
         """
         metrics: dict[str, Tensor] = {}
         if due.step.loss is not None:
@@ -50,7 +50,7 @@ class Updater:
         return metrics
 
     def _move(self, due: Due, gradients: list[tuple[Tensor, ...]], taken: int | Tensor) -> None:
-        """Let the optimiser of a step move its parameters."""
+        """Let the optimizer of a step move its parameters."""
         step = due.step
         for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
             optimizer_step.step(

@@ -1,5 +1,8 @@
-"""Encoders: the trunks of all networks. An encoder is a description, not a container: it knows its name, makes its initial parameters,
-and computes from a dict of parameters that it is given. So one description serves online and target parameters, one seed and many."""
+"""Encoders: the trunks of all networks.
+
+An encoder is a description, not a container: it has a name, creates initial parameters, and computes from a dict of parameters that the
+caller passes. One description therefore serves online and target parameters, and one seed or many.
+"""
 
 from offrld.nets.encoders.mlp import Mlp
 from offrld.nets.encoders.plugins import types

@@ -1,4 +1,4 @@
-"""The encoder of observations with several fields: images each by themselves, the vectors together, their features joined."""
+"""The encoder for observations with several fields: one network per image and one for all vectors; their features are concatenated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from offrld.nets.linear import Params
 
 
 class CombinedEncoder:
-    """Images through ``NAME.image.FIELD``, all other fields and the action joined through ``NAME.vector``.
+    """``NAME.image.FIELD`` encodes each image, ``NAME.vector`` the concatenation of all other fields and the action.
 
     Args:
-        view: field -> shape; rank 3 is an image, anything else is flattened.
+        view: field -> shape; a field of rank 3 is an image, any other is flattened.
         image: ``(name, shape, encoder) -> network`` for each image.
-        vector: ``(name, size, encoder) -> network`` for the joined vectors.
+        vector: ``(name, size, encoder) -> network`` for the concatenated vectors.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CombinedEncoder:
         return params
 
     def __call__(self, params: Params, observation: Mapping[str, Tensor], action: Tensor | None = None) -> Tensor:
-        """Features ``[B, F]`` of fields ``[B, ...]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        """Return features ``[B, F]`` of fields ``[B, ...]`` (and action ``[B, A]``); with actions ``[K, B, A]``, ``[K, B, F]``."""
         features = [network(params, observation[field]) for field, network in self._images.items()]
         if self._vector is not None:
             flat = [observation[field].reshape(*_leading(observation[field], shape), -1) for field, shape in self._vectors.items()]

@@ -1,4 +1,4 @@
-"""The residual encoder of images (Espeholt et al. 2018, IMPALA, figure 3, without its recurrent part)."""
+"""The residual image encoder (Espeholt et al. 2018, IMPALA, figure 3, without its recurrent part)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from offrld.nets.encoders.settings import Encoder
 from offrld.nets.linear import Linear, Params, xavier_init
 
 FEATURES = 256
-BLOCKS = 2  # residual blocks of a stage
+BLOCKS = 2  # residual blocks per stage
 
 
 class ImpalaEncoder:
-    """Per stage a 3x3 convolution, a max pool that halves the image, and two blocks ``x + conv(act(conv(act(x))))``; then a linear layer.
+    """Stages of a 3x3 convolution, a max pool that halves the image, and two blocks ``x + conv(act(conv(act(x))))``; then a linear layer.
 
     Parameters: ``NAME.stage_i.conv.*``, per block ``NAME.stage_i.block_j.first.*`` and ``.second.*``, and ``NAME.linear.*``.
     """
 
     def __init__(self, name: str, view: tuple[int, ...], encoder: Encoder, action_size: int = 0) -> None:
         self.name, self._view = name, tuple(view)
-        self._activation = encoder.activation if encoder.activation != "geglu" else "gelu"  # channels stay what they are
+        self._activation = encoder.activation if encoder.activation != "geglu" else "gelu"  # geglu would halve the channels
         channels, height, width = view
         self._stages: list[tuple[str, int, int]] = []  # name, channels in, channels out
         for i, wide in enumerate(encoder.channels):
@@ -33,11 +33,11 @@ class ImpalaEncoder:
         self._linear = Linear(f"{name}.linear", channels * height * width + action_size, self._stage.produced)
 
     def _convolutions(self) -> list[tuple[str, int, int]]:
-        found = []
+        convolutions = []
         for stage, before, after in self._stages:
-            found.append((f"{stage}.conv", before, after))
-            found += [(f"{stage}.block_{j}.{part}", after, after) for j in range(BLOCKS) for part in ("first", "second")]
-        return found
+            convolutions.append((f"{stage}.conv", before, after))
+            convolutions += [(f"{stage}.block_{j}.{part}", after, after) for j in range(BLOCKS) for part in ("first", "second")]
+        return convolutions
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         params: Params = {}
@@ -46,7 +46,7 @@ class ImpalaEncoder:
         return params | self._linear.init(generator, dtype) | self._stage.init(dtype)
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Features ``[B, F]`` of images ``[B, C, H, W]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        """Return features ``[B, F]`` of images ``[B, C, H, W]`` (and action ``[B, A]``); with actions ``[K, B, A]``, ``[K, B, F]``."""
         leading = observation.shape[:-3]
         x = observation.reshape(-1, *self._view)
         for stage, _, _ in self._stages:

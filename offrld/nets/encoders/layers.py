@@ -1,4 +1,4 @@
-"""The rest of a layer after its product: activation, batch norm, layer norm and dropout, in this order."""
+"""The part of a layer after its matrix product: activation, batch norm, layer norm and dropout, in this order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from offrld.nets.context import context_of
 from offrld.nets.encoders.settings import Encoder
 from offrld.nets.linear import Params
 
-MOMENTUM, EPS = 0.1, 1e-5  # torch's own
+MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults
 
 
 def activate(name: str, x: Tensor, axis: int = -1) -> Tensor:
-    """The activation called ``name``; geglu halves ``axis``: one half times the gelu of the other."""
+    """Apply the activation called ``name``; geglu halves ``axis``: one half times the gelu of the other."""
     if name == "relu":
         return F.relu(x)
     if name == "tanh":
@@ -33,14 +33,14 @@ def activate(name: str, x: Tensor, axis: int = -1) -> Tensor:
 
 
 class Stage:
-    """The part of a layer after its product: ``x [..., produced]`` to ``[..., width]``; of images ``[N, produced, H, W]``.
+    """The part of a layer after its product: ``x [..., produced]`` to ``[..., width]``; for images ``[N, produced, H, W]``.
 
     Args:
-        name: of the layer; layer norm has the parameters ``NAME.norm.*``, batch norm ``NAME.batch_norm.*``.
-        width: features (channels) that come out.
-        activation: whether this layer has its activation.
-        image: the features are the channels of images: batch norm and dropout then treat each channel as one.
-        norms: whether this layer has the norms that the settings ask for (layer norm never on images).
+        name: name of the layer; layer norm has the parameters ``NAME.norm.*``, batch norm ``NAME.batch_norm.*``.
+        width: number of output features (channels).
+        activation: whether this layer applies the activation.
+        image: the features are the channels of images; batch norm and dropout then act per channel.
+        norms: whether this layer applies the norms that the settings enable (layer norm never on images).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Stage:
         self._batch_norm = encoder.batch_norm and norms
         self._layer_norm = encoder.layer_norm and norms and not image
         self._dropout = encoder.dropout
-        self.relu = self._activation == "relu"  # which the linear operation before it may take over
+        self.relu = self._activation == "relu"  # the preceding linear operation may apply it
         self.only_relu = self.relu and not (self._batch_norm or self._layer_norm or self._dropout)
 
     def init(self, dtype: torch.dtype) -> Params:
@@ -68,7 +68,7 @@ class Stage:
         return params
 
     def __call__(self, params: Params, x: Tensor, *, activated: bool = False) -> Tensor:
-        """``activated``: ``x`` went through the activation already."""
+        """Apply the layer's operations to ``x``; ``activated``: the activation has already been applied."""
         if not activated:
             x = F.relu(x) if self.relu else activate(self._activation, x, axis=1 if self._image else -1)
         if self._batch_norm:
@@ -81,19 +81,19 @@ class Stage:
 
 
 def init_norm(name: str, width: int, dtype: torch.dtype) -> Params:
-    """Weight 1 and bias 0 of a norm."""
+    """Return the initial parameters of a norm: weight 1 and bias 0."""
     return {f"{name}.weight": torch.ones(width, dtype=dtype), f"{name}.bias": torch.zeros(width, dtype=dtype)}
 
 
 def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
-    """Layer norm over the last axis."""
+    """Apply layer norm over the last axis."""
     return F.layer_norm(x, x.shape[-1:], params[f"{name}.weight"], params[f"{name}.bias"], EPS)
 
 
 def batch_norm(params: Params, name: str, x: Tensor, *, image: bool) -> Tensor:
-    """Batch norm of ``x [..., F]`` over all axes but the last, or of images ``[N, C, H, W]`` over all but the channels.
+    """Apply batch norm to ``x [..., F]`` over all axes but the last, or to images ``[N, C, H, W]`` over all but the channels.
 
-    In training it takes the batch's statistics and leaves the new running ones in the context; else it takes the running ones.
+    In training it uses the batch's statistics and puts the updated running statistics into the context; otherwise it uses the running ones.
     """
     weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
     mean, variance = params[f"{name}.running_mean"], params[f"{name}.running_var"]
@@ -106,18 +106,18 @@ def batch_norm(params: Params, name: str, x: Tensor, *, image: bool) -> Tensor:
     axes = (0, 2, 3) if image else (0,)
     count = rows.numel() // rows.shape[1]
     if count < 2:
-        raise InvalidInput("batch norm cannot train on one row: its variance is unknown", hint="set batch_size to 2 or more")
+        raise InvalidInput("batch norm cannot train on one row, whose variance is undefined", hint="set batch_size to 2 or more")
     with torch.no_grad():
-        # A network may be evaluated several times in one loss: each evaluation moves the running statistics on, as torch's do.
-        seen_variance, seen_mean = torch.var_mean(rows, dim=axes, correction=1)
-        for part, old, seen in (("running_mean", mean, seen_mean), ("running_var", variance, seen_variance)):
-            old = context.updates.get(f"{name}.{part}", old).detach()
-            context.updates[f"{name}.{part}"] = old + MOMENTUM * (seen - old)
+        # A loss may evaluate a network several times; as in torch, each evaluation updates the running statistics.
+        batch_variance, batch_mean = torch.var_mean(rows, dim=axes, correction=1)
+        for part, running, current in (("running_mean", mean, batch_mean), ("running_var", variance, batch_variance)):
+            running = context.updates.get(f"{name}.{part}", running).detach()
+            context.updates[f"{name}.{part}"] = running + MOMENTUM * (current - running)
     return F.batch_norm(rows, None, None, weight, bias, True, MOMENTUM, EPS).reshape(x.shape)
 
 
 def dropout(params: Params, name: str, x: Tensor, rate: float, *, image: bool = False) -> Tensor:
-    """In training, sets a share ``rate`` of the features (of images ``[N, C, H, W]``: of the channels) to 0 and scales the rest up."""
+    """In training, set a fraction ``rate`` of the features to 0 (for images ``[N, C, H, W]``, of the channels) and scale up the rest."""
     context = context_of(params)
     if context is None or not context.training:
         return x

@@ -1,4 +1,4 @@
-"""The encoder of images: convolutions without padding and a linear layer, by default the ones of Nature DQN (Mnih et al. 2015)."""
+"""The image encoder: convolutions without padding and a linear layer, by default those of Nature DQN (Mnih et al. 2015)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PixelEncoder:
         channels, *size = view
         self._convolutions: list[tuple[tuple[int, int, int, int], int, Stage]] = []
         if problem := too_small(size[0], size[1], encoder.filters):
-            raise InvalidInput(problem, hint=f"larger images, or smaller filters, for example {fitting(*size)}")
+            raise InvalidInput(problem, hint=f"use larger images, or smaller filters, for example {fitting(*size)}")
         for i, (width, kernel, stride) in enumerate(encoder.convolutions):
             stage = Stage(f"{name}.{i}", width, encoder, image=True)
             self._convolutions.append(((stage.produced, channels, kernel, kernel), stride, stage))
@@ -45,9 +45,9 @@ class PixelEncoder:
         return params | self._linear.init(generator, dtype) | self._stage.init(dtype)
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Features ``[B, F]`` of images ``[B, C, H, W]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``.
+        """Return features ``[B, F]`` of images ``[B, C, H, W]`` (and action ``[B, A]``); with actions ``[K, B, A]``, ``[K, B, F]``.
 
-        The convolutions see each image once, however many actions come with it; so their dropout is one for all of these.
+        The convolutions process each image only once, however many actions come with it; all its actions share one dropout mask there.
         """
         leading = observation.shape[:-3]
         x = observation.reshape(-1, *self._view)

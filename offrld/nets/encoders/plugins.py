@@ -1,7 +1,7 @@
-"""The types of encoders: the built-in ones, and the ones that packages add through the entry-point group ``offrl.encoders``.
+"""The types of encoders: the built-in ones, and those that packages add through the entry-point group ``offrl.encoders``.
 
 An entry point names an object with ``build(name, view, encoder, action_size)`` that returns a network (see `registry.Network`). Its
-further settings are in ``encoder.options``, which it checks itself. Listing reads the names of entry points; a package is imported
+own settings are in ``encoder.options``, which it validates itself. Listing reads only the names of entry points; a package is imported
 only when its type is used.
 """
 
@@ -23,17 +23,17 @@ def types() -> tuple[str, ...]:
 
 
 def plugins() -> tuple[str, ...]:
-    """The types that installed packages add."""
+    """List the types that installed packages add."""
     return packages.names(GROUP, BUILT_IN)
 
 
 def all_but(*left_out: str) -> Callable[[], tuple[str, ...]]:
-    """A function that lists every type but these, for a setting that these types do not read."""
+    """Return a function that lists every type but these, for a setting that these types ignore."""
     return lambda: tuple(name for name in types() if name not in left_out)
 
 
 def load(name: str) -> Any:
-    """The object behind a plugin's type; raises as `offrld.plugins.load`."""
+    """Load the object that defines a plugin's type; raise as `offrld.plugins.load` does."""
     if name not in plugins():
         raise Unknown(f"unknown encoder type {name!r}", hint=nearest(name, types()))
     return packages.load(GROUP, name, ("build",))

@@ -1,4 +1,4 @@
-"""Make an encoder from its settings."""
+"""Build an encoder from its settings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.linear import Params
 
 IMAGES = ("pixel", "impala")  # types that take images
-View = tuple[int, ...] | Mapping[str, tuple[int, ...]]  # shape of an observation, or shape by field
-Observation = Tensor | dict[str, Tensor]  # [B, ...], or by field
+View = tuple[int, ...] | Mapping[str, tuple[int, ...]]  # shape of an observation, or field -> shape
+Observation = Tensor | dict[str, Tensor]  # [B, ...], or field -> [B, ...]
 
 
 class Network(Protocol):
-    """An encoder: it makes its parameters, whose names start with its name, and computes from the parameters it is given.
+    """An encoder: it creates its parameters, whose names start with its own, and computes from the parameters that callers pass.
 
-    Each class takes the observations it is built for: a tensor, or a dict of tensors by field.
+    Each class accepts the observations that it is built for: a tensor, or a dict of tensors by field.
     """
 
     feature_size: int
@@ -37,33 +37,34 @@ class Network(Protocol):
 
 
 def build(name: str, view: View, encoder: Encoder, action_size: int = 0) -> Network:
-    """The network that ``encoder`` describes for observations of the shape(s) ``view``, without the batch axis.
+    """Build the network that ``encoder`` describes, for observations of the shape ``view`` (without the batch axis).
 
     Args:
         view: ``(D,)``, ``(C, H, W)``, or ``{field: shape}``.
-        action_size: width of the continuous actions that it takes beside the observation; 0: none.
+        action_size: width of the continuous action that is a second input; 0 if there is none.
 
     Raises:
         Unknown: no encoder has this type.
-        InvalidInput: it does not take such observations, or a plugin's object is not what it should be.
+        InvalidInput: the encoder does not accept such observations, or a plugin's object is not a network.
     """
     if encoder.type not in BUILT_IN:
         return _plugin(name, view, encoder, action_size)
     if isinstance(view, Mapping):
         vectors = [field for field, shape in view.items() if len(shape) != 3]
         if encoder.type in IMAGES and vectors:
-            shown = ", ".join(map(repr, vectors))
+            fields = ", ".join(map(repr, vectors))
             raise InvalidInput(
-                f"encoder type {encoder.type!r} takes images, but of the observation {shown} is none", hint="use the type default"
+                f"encoder type {encoder.type!r} accepts only images, but the observation has other fields: {fields}",
+                hint="use the type default",
             )
         return CombinedEncoder(name, view, encoder, action_size, image=_image, vector=_vector)
     image = len(view) == 3
     if not image and len(view) != 1:
         raise InvalidInput(f"an observation of shape {tuple(view)} is neither a vector nor an image", hint="flatten it before the import")
     if encoder.type != "default" and (encoder.type in IMAGES) != image:
-        wanted, given = ("vectors", "images") if image else ("images", "vectors")
+        expected, actual = ("vectors", "images") if image else ("images", "vectors")
         raise InvalidInput(
-            f"encoder type {encoder.type!r} takes {wanted}, the observations are {given} of shape {tuple(view)}",
+            f"encoder type {encoder.type!r} accepts {expected}; the observations are {actual} of shape {tuple(view)}",
             hint="use the type default",
         )
     if image:
@@ -87,6 +88,6 @@ def _plugin(name: str, view: View, encoder: Encoder, action_size: int) -> Networ
     if not isinstance(size, int) or size < 1 or not callable(network) or not callable(getattr(network, "init", None)):
         raise InvalidInput(
             f"encoder type {encoder.type!r} built {type(network).__name__}, which is not a network",
-            hint="it needs feature_size (at least 1), init(generator, dtype) and a call with (params, observation, action)",
+            hint="a network needs feature_size (at least 1), init(generator, dtype) and a call with (params, observation, action)",
         )
     return network

@@ -1,4 +1,4 @@
-"""The SimBa encoder of vectors (Lee et al. 2025, SimBa: Simplicity Bias for Scaling Up Parameters in Deep Reinforcement Learning)."""
+"""The SimBa encoder for vectors (Lee et al. 2025, SimBa: Simplicity Bias for Scaling Up Parameters in Deep Reinforcement Learning)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FEATURES = 256
 
 
 class SimbaEncoder:
-    """``x = W s``; per block ``x + W2 act(W1 LN(x))``; at the end ``LN(x)``.
+    """``x = W s``; in each block ``x + W2 act(W1 LN(x))``; finally ``LN(x)``.
 
-    Parameters: ``NAME.input.*``, per block ``NAME.block_i.norm.*``, ``.hidden.*``, ``.output.*``, and ``NAME.norm.*``. Dropout follows
-    the activation inside the blocks.
+    Parameters: ``NAME.input.*``, per block ``NAME.block_i.norm.*``, ``.hidden.*``, ``.output.*``, and ``NAME.norm.*``. Inside the blocks,
+    dropout follows the activation.
     """
 
     def __init__(self, name: str, size: int, encoder: Encoder, action_size: int = 0) -> None:
@@ -37,7 +37,7 @@ class SimbaEncoder:
         return params | init_norm(f"{self.name}.norm", self.feature_size, dtype)
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        """Return features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with actions ``[K, B, A]``, ``[K, B, F]``."""
         x = self._input(params, observation) if action is None else self._input(params, observation, action)
         for norm, hidden, stage, output in self._blocks:
             x = x + output(params, stage(params, hidden(params, layer_norm(params, norm, x))))

@@ -1,4 +1,4 @@
-"""Encoders of vectors: the multi-layer perceptron, with the input joined to every layer's for `dense` (D2RL), and SimBa."""
+"""The vector encoder: a multi-layer perceptron; `dense` (D2RL) also feeds the input to every layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class VectorEncoder:
     """Linear layers of `Encoder.units`, each followed by its `Stage`; parameters ``NAME.i.weight``, ``NAME.i.bias``, ...
 
     Args:
-        inputs: parts that the input is joined from, by their widths: ``(D,)``, or ``(D, A)`` with an action.
-        dense: the network's input is joined to the input of every layer but the first (Sinha et al. 2020, D2RL).
+        size, action_size: widths of the observation and of the action; the input is their concatenation.
+        dense: concatenate the network's input to the input of every layer but the first (Sinha et al. 2020, D2RL).
     """
 
     def __init__(self, name: str, size: int, encoder: Encoder, action_size: int = 0, *, dense: bool = False) -> None:
@@ -28,7 +28,7 @@ class VectorEncoder:
             stage = Stage(f"{name}.{i}", width, encoder, activation=encoder.last_activation or i < len(units) - 1)
             self._layers.append((Linear(f"{name}.{i}", before + (inputs if dense and i else 0), stage.produced), stage))
         self.feature_size = units[-1] if units else inputs
-        # All layers, where each is followed by relu and nothing else: they, and a head after them, are one operation (see `layers`).
+        # All layers, if only relu follows each: they and a head after them then run as one operation (see `layers`).
         alike = all(stage.only_relu for _, stage in self._layers) and not (dense and len(units) > 1)
         self.plain = tuple(layer for layer, _ in self._layers) if alike else ()
 
@@ -39,7 +39,7 @@ class VectorEncoder:
         return params
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        """Return features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with actions ``[K, B, A]``, ``[K, B, F]``."""
         parts = (observation,) if action is None else (observation, action)
         if not self._layers:
             leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
