@@ -46,7 +46,7 @@ cdef class SumTree:
         cdef Py_ssize_t n = numbers.shape[0], done = 0, some, i
         cdef double share, least
         if weights.shape[0] != n:
-            raise ValueError("one weight per number is due")
+            raise ValueError("weights and numbers have different lengths")
         if n == 0:
             return
         with nogil:
@@ -96,7 +96,7 @@ cdef class SumTree:
         cdef int64_t node
         cdef int h
         if priorities.shape[0] != n:
-            raise ValueError("one priority per number is due")
+            raise ValueError("priorities and numbers have different lengths")
         for i in range(n):
             if numbers[i] < 0 or numbers[i] >= self.count:
                 raise IndexError("a transition number is out of range")
