@@ -235,14 +235,14 @@ def test_a_command_waits_for_a_daemon_that_is_starting(own_daemon, tmp_path):
     command = [sys.executable, "-m", "offrl.cli", "ping"]
     environment = {**os.environ, "OFFRLD_STATE_DIR": str(state)}
     environment.pop("OFFRL_URL", None)
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode == 3
-    fake = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "offrld"])
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == 3
+    fake = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "offrld"])
     try:
         lock.write_text(f"{fake.pid}\n")
         waiting = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert "starting" in waiting.stderr.readline()
         own_daemon.start_at(state)
-        out, _ = waiting.communicate(timeout=60)
+        out, _ = waiting.communicate(timeout=180)
         assert waiting.returncode == 0 and "offrld" in out
     finally:
         fake.kill()

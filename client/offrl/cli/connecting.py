@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offrl.client import Client
 
 BEGIN_S = 2.0  # for `offrl serve` in another terminal to lock its state folder
-START_S = 20.0  # from the lock until the daemon listens
+START_S = 60.0  # from the lock until the daemon listens: a busy machine, or the check of a large database
 LOOK_S = 0.1  # between two attempts
 
 
