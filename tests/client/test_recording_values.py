@@ -388,7 +388,7 @@ def test_a_user_without_a_home_names_a_spool_and_one_who_is_not_there_is_a_name(
 
     monkeypatch.setattr(Path, "home", classmethod(no_home))
     monkeypatch.delenv("OFFRL_SPOOL", raising=False)
-    with pytest.raises(InvalidInput, match="no home folder"):
+    with pytest.raises(InvalidInput, match="no home for a spool"):
         offrl.Recorder(None, "arm")
     monkeypatch.setenv("D4RL_DATASET_DIR", "~nobody-of-this-name/d4rl")
     assert places.d4rl_folder() == Path("~nobody-of-this-name/d4rl")

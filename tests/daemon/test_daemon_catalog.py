@@ -104,7 +104,7 @@ def test_algorithms_and_actions_must_fit() -> None:
     check(None, algorithm="smooth_thing")
     for fields, name in ((SMOOTH, "discrete_thing"), (DISCRETE, "smooth_thing")):
         check(fields)
-        with pytest.raises(InvalidInput, match=f"{name} is for") as caught:
+        with pytest.raises(InvalidInput, match=f"{name} requires") as caught:
             check(fields, algorithm=name)
         assert "anything" in caught.value.hint
         assert name not in caught.value.hint

@@ -99,7 +99,7 @@ def test_imports_into_one_dataset_run_one_after_the_other(db: Connection, path: 
     assert do(db, queue.claim, "light") is None
     follower, _ = do(db, queue.submit, ImportSpec(dataset="other", append=True, upload="u3"))
     assert job_record.find(db, follower).after == [other]
-    with pytest.raises(Conflict, match="is used by job"):
+    with pytest.raises(Conflict, match="is already used by job"):
         do(db, queue.submit, ImportSpec(dataset="data", append=True, upload="u1"))
 
 
