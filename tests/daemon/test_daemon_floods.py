@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -11,12 +13,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from daemon_harness import Daemon, alive, gateway, until
 
 from offrl import Client, wire
 from offrl.errors import NoDaemon
+from offrld.daemon.transport.local import LocalSocket, Peer
 
 FLOOD = """
 import resource, socket, sys, time
@@ -160,3 +164,31 @@ def test_requests_from_many_threads_over_the_local_socket_are_all_answered(new_d
     for thread in threads:
         thread.join()
     assert answered == [wire.PROTOCOL] * 800
+
+
+def test_a_connection_closed_while_the_event_loop_takes_it_over_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    """Its number soon belongs to something else, such as a worker's pidfd."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        listener = LocalSocket(tmp_path / "x.sock", group=None, most=8)
+        try:
+            number = ours.fileno()
+            peer = Peer(listener, b"12345678", 1, 1, ours)
+            connecting = loop.create_task(listener._connect(peer))
+            await asyncio.sleep(0)  # the transport exists, the protocol does not know it yet
+            assert peer.transport is None
+            peer.abort()
+            other = fcntl.fcntl(theirs, fcntl.F_DUPFD, number)  # the next descriptor: this number, if it is free
+            loop.add_reader(other, lambda: None)  # RuntimeError if a transport still has it
+            loop.remove_reader(other)
+            os.close(other)
+            await connecting
+            await asyncio.sleep(0.05)
+            assert ours.fileno() == -1
+        finally:
+            theirs.close()
+            await listener.close()
+
+    asyncio.run(scenario())

@@ -50,11 +50,16 @@ class Peer(asyncio.Protocol):
         self._ready = False
         self._unread = 0  # replies since the kernel had last taken all
         self.transport: asyncio.Transport | None = None  # until it is connected
+        self.connecting = False  # the event loop has the socket: closing it here would free a descriptor that a transport still uses
+        self._aborted = False
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        if self._aborted:
+            transport.abort()
+            return
         transport.write(frames.GREETING)
         self._late = asyncio.get_running_loop().call_later(HANDSHAKE_S, transport.abort)
 
@@ -77,10 +82,11 @@ class Peer(asyncio.Protocol):
             self.transport.abort()
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close it at once; a connection that the event loop is just taking over, as soon as it has."""
+        self._aborted = True
         if self.transport is not None:
             self.transport.abort()
-        else:
+        elif not self.connecting:
             self.accepted.close()
 
     def _command(self, body: bytes) -> None:
@@ -252,6 +258,7 @@ class LocalSocket:
     async def _connect(self, peer: Peer) -> None:
         if peer.accepted.fileno() < 0:  # it was closed for another one
             return
+        peer.connecting = True
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, peer.accepted)
         except (OSError, ValueError):  # it is gone
